@@ -72,9 +72,9 @@ def pytest_addoption(parser):
 
 # Files that take longest start first, so that no process of tests ends long after the others.
 LONGEST = (
-    "multiprocess/test_training.py", "training/test_loop.py", "commands/test_train.py",
-    "training/test_distillation.py", "parallel/test_table.py", "parallel/test_equality.py",
-    "experiments/test_control_digits.py", "test_animate_anyone.py", "commands/test_evaluate_metrics.py",
+    "multiprocess/test_training.py", "training/test_loop.py", "commands/test_train.py", "training/test_distillation.py",
+    "parallel/test_table.py", "parallel/test_equality.py", "experiments/test_control_digits.py",
+    "test_animate_anyone.py", "test_dream_pose.py", "test_follow_your_pose.py", "commands/test_evaluate_metrics.py",
     "commands/test_sample.py", "training/test_step.py", "commands/test_released.py",
     "generation/editing/test_rerender.py", "generation/editing/test_control_video.py", "pipelines/test_pipelines.py",
     "commands/test_latent.py", "digits/test_scorer.py", "test_notebooks.py", "generation/released/test_models.py",

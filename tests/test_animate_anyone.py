@@ -23,7 +23,7 @@ from vdm_jax.commands.main import main
 from vdm_jax.generation.one_stage import precomputed
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.kinds import network_module
-from vdm_jax.networks.latent_unet import LatentUNetNetwork
+from vdm_jax.networks.latent_unet_network import LatentUNetNetwork
 from vdm_jax.networks.pose_guider import PoseGuider, PoseGuiderNetwork
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.runs.directory import open_run

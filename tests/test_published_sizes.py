@@ -47,6 +47,14 @@ PUBLISHED = {
     # parameters, and the motion modules of AnimateDiff's second version.
     ("animate_anyone/images", "base"): (2 * 859_520_964 + 514_896, 0.0),
     ("animate_anyone/videos", "base"): (2 * 859_520_964 + 514_896 + 453_209_280, 0.0),
+    # Karras et al. 2023, arXiv 2304.06025 gives no counts. Ten input channels more than Stable Diffusion 1.x, and by
+    # the authors' code the two maps of its adapter.
+    ("dream_pose/frames", "base"): (859_520_964 + 10 * 9 * 320 + 1281 * 768 + 55 * 50, 0.0),
+    ("dream_pose/subject", "base"): (859_520_964 + 10 * 9 * 320 + 1281 * 768 + 55 * 50, 0.0),
+    # Ma et al. 2023, arXiv 2304.01186 gives no counts. Stable Diffusion 1.x, for videos with Tune-A-Video's layers, a
+    # T2I-Adapter, and by the authors' code 960 parameters of a temporal convolution for each channel of a transformer.
+    ("follow_your_pose/images", "base"): (859_520_964 + 77_369_280, 0.0),
+    ("follow_your_pose/videos", "base"): (909_120_004 + 77_369_280 + 960 * 12_480, 0.0),
 }
 
 # Numbers of parameters of released weights (of released configs for LVDM), which ours have to have exactly.
@@ -63,7 +71,8 @@ EXACT = {
 }
 
 # No count is published; it follows from what is.
-COMPUTED = {config for config, _ in PUBLISHED if config.startswith(("vdm/", "animate_anyone/"))}
+COMPUTED = {config for config, _ in PUBLISHED if config.startswith(
+    ("vdm/", "animate_anyone/", "dream_pose/", "follow_your_pose/"))}
 
 
 def counted(config: str, stage: str) -> int:

@@ -7,16 +7,16 @@ from collections.abc import Sequence
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float
 from scipy import stats
 from scipy.ndimage import distance_transform_edt
 
+from experiments.digit_rows import Videos
 from experiments.editing.run import centres
 from vdm_jax.digits.clips import DigitClip
 from vdm_jax.digits.controls import edges, middles
 from vdm_jax.video.arrays import resize, subsample_frames, to_float, to_uint8
 
-Videos = UInt8[np.ndarray, "N T H W 3"]
 TOLERANCE = 2.0  # pixels of 64, half a pixel of the network, within which edges are the same
 
 

@@ -5,19 +5,17 @@ Run:  python -m experiments.control_digits.report
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any, get_args
 
-from experiments.control_digits.pictures import PICTURE, SHOWN, draw_strips
 from experiments.control_digits.run import FOLDER, GOALS, NONE, REAL, SILENT
+from experiments.digit_rows import PICTURE, SHOWN, draw_strips, exit_code, lines_of, with_picture
 from experiments.readme_tables import insert
 from vdm_jax.benchmark.record import load
 from vdm_jax.commands.configs import load_config
 from vdm_jax.digits.clips import generate_clip
 from vdm_jax.digits.controls import Kind
-from vdm_jax.errors import UserError
 
 COLUMNS = {"trajectory_error": "trajectory error, px of 64", "edge_f1": "edge F1", "digit": "digit", "colour": "colour",
            "motion": "motion", "whole": "whole caption"}
@@ -28,20 +26,12 @@ def kinds_of(record: dict[str, Any]) -> list[str]:
     return [kind for kind in get_args(Kind) if kind in record["rows"]]
 
 
-def cell(value: dict[str, float]) -> str:
-    """A mean with half of its interval."""
-    return f"{value['mean']:.2f} ± {value['half']:.2f}" if value["clips"] else "-"
-
-
 def table(record: dict[str, Any]) -> str:
     """A line for each row that has videos: bounds, kinds with their own and another clip's maps, two at once."""
-    rows, kinds = record["rows"], kinds_of(record)
+    kinds = kinds_of(record)
     names = [REAL, NONE, SILENT, *(name for kind in kinds for name in (kind, f"{kind}, of another clip")),
-             *(name for name in rows if " + " in name)]
-    lines = [f"| control | {' | '.join(COLUMNS.values())} |", "|---|" + "---:|" * len(COLUMNS)]
-    lines += [f"| {name} | {' | '.join(cell(rows[name][column]) for column in COLUMNS)} |"
-              for name in names if name in rows]
-    return "\n".join([*lines, "", *goals(record), "", about(record)])
+             *(name for name in record["rows"] if " + " in name)]
+    return "\n".join([*lines_of(record, "control", COLUMNS, names), "", *goals(record), "", about(record)])
 
 
 def goals(record: dict[str, Any]) -> list[str]:
@@ -75,23 +65,20 @@ def about(record: dict[str, Any]) -> str:
 
 def on_page(record: dict[str, Any], page: Path, picture: Path) -> str:
     """The tables, and under them the picture where there is one, by its place next to the page."""
-    link = f"\n\n![control, generated, real]({os.path.relpath(picture, page.parent)})"
-    return table(record) + link * picture.exists()
+    return with_picture(table(record), "control, generated, real", page, picture)
 
 
 def main(page: Path = FOLDER / "README.md", path: Path = FOLDER / "results" / "cpu.json") -> int:
     """Put the tables into the page, and draw the picture next to the record."""
-    try:
+    def write() -> None:
         record = load(path)
         data = load_config(record["protocol"]["config"]).data
         captions = [generate_clip(data, "test", i).caption for i in range(SHOWN)]
         rows = [REAL, NONE, *(name for kind in kinds_of(record) for name in (f"{kind} map", kind))]
         draw_strips(path.parent, rows, captions)
         page.write_text(insert(page.read_text(), "controls", on_page(record, page, path.parent / PICTURE)))
-    except UserError as error:
-        print(f"control_digits: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code("control_digits", write)
 
 
 if __name__ == "__main__":

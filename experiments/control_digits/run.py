@@ -15,19 +15,17 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import tyro
 
 from experiments.control_digits import measures, models
-from experiments.control_digits.measures import Videos, with_interval
-from experiments.control_digits.pictures import SHOWN, keep_strips
-from vdm_jax.benchmark.machine import describe, versions
-from vdm_jax.benchmark.record import difference, open_record, save
+from experiments.control_digits.measures import with_interval
+from experiments.digit_rows import SHOWN, Rows, Videos, exit_code, keep_strips
+from vdm_jax.benchmark.record import difference
 from vdm_jax.configuration import to_data
 from vdm_jax.data.controlled_digits import without_digits
 from vdm_jax.digits.clips import generate_clip
@@ -68,42 +66,35 @@ class Run:
         return self.base_run or self.work / "base"
 
 
-class Bench:
+class Bench(Rows):
     """The clips, what is measured of videos of them, and the record."""
 
     def __init__(self, options: Run):
         base = models.base_of(options.config, options.seed)
         if tuple(base.data.objects) != (1, 1):
             raise UserError(f"config {options.config!r} has clips of {base.data.objects} digits; permitted: (1, 1)")
-        self.options, self.data, self.stage = options, base.data, base.stages[0]
+        self.data, self.stage = base.data, base.stages[0]
         self.clips = [generate_clip(self.data, "test", i) for i in range(options.clips)]
         self.captions = [clip.caption for clip in self.clips]
         self.scorer = DigitScorer(self.data)
         video = self.stage.video
         self.real = measures.as_made(self.clips, video.frames, video.height)
-        self.record = open_record(options.out, fresh=options.fresh, about={
-            "device": describe(jax.devices()[0], len(jax.devices())), "versions": versions(), "protocol": {
-                "config": options.config, "steps": options.steps, "seed": options.seed, "clips": options.clips,
-                "split": "test", "sampling_steps": options.sampling_steps,
-                "base_steps": self.stage.training.steps, "batch": self.stage.training.batch_size,
-                "edge_tolerance": measures.TOLERANCE, "shuffled": "the control of the next clip, the own caption"}})
+        super().__init__(options, {
+            "config": options.config, "steps": options.steps, "seed": options.seed, "clips": options.clips,
+            "split": "test", "sampling_steps": options.sampling_steps, "base_steps": self.stage.training.steps,
+            "batch": self.stage.training.batch_size, "edge_tolerance": measures.TOLERANCE,
+            "shuffled": "the control of the next clip, the own caption"})
 
     def take_base(self, base: Experiment, params: Any) -> None:
-        """Write the base into the record. Raises `UserError` for one of other clips than the config's, and for another
-        one than the record has; its weights are compared where the record has them."""
+        """Write the base into the record. Raises `UserError` for one of other clips than the config's, and as `take`
+        does."""
         for name, found, wanted in (("data", base.data, self.data), ("video", base.stages[0].video, self.stage.video)):
             if found != wanted:
                 raise UserError(f"{self.options.base_folder} has another {name} than config {self.options.config!r}: "
                                 f"{difference(to_data(found), to_data(wanted))}; permitted: a base of the same "
                                 "(--base-run)")
-        found = {"seed": base.seed, "steps": base.stages[0].training.steps, "weights": params_hash(params)[:16]}
-        known = self.record.get("base", {})
-        if known != {name: found.get(name) for name in known}:
-            raise UserError(f"{self.options.out} was recorded with another base: {difference(known, found)}; "
-                            "permitted: the same, another --out, or --fresh to measure everything again")
-        if known != found:
-            self.record["base"] = found
-            save(self.options.out, self.record)
+        self.take("base", {"seed": base.seed, "steps": base.stages[0].training.steps,
+                           "weights": params_hash(params)[:16]})
 
     def maps(self, kind: Kind, *, shuffled: bool = False) -> Videos:
         """The maps of all clips, or for each those of the next one."""
@@ -127,23 +118,6 @@ class Bench:
         """The videos of all clips."""
         options = self.options
         return generator(captions, seed=options.seed, steps=options.sampling_steps, **given).videos
-
-    def row(self, name: str, make: Any) -> None:
-        """Measure the videos that `make` makes, unless the record has them."""
-        if name in self.record["rows"]:
-            return
-        start = time.perf_counter()  # of sampling, compilation included, and measuring
-        videos = make()
-        found = self.measured(videos) | {"seconds": round(time.perf_counter() - start, 1)}
-        keep_strips(self.options.out.parent, name, videos[:SHOWN])
-        self.write(name, found)
-
-    def write(self, name: str, found: Mapping[str, Any]) -> None:
-        """A row of the record."""
-        self.record["rows"][name] = found
-        save(self.options.out, self.record)
-        means = {key: round(value["mean"], 3) for key, value in found.items() if isinstance(value, dict)}
-        print(name, means or found, file=sys.stderr, flush=True)
 
 
 def measure_kind(bench: Bench, alone: Generator, kind: Kind) -> Any:
@@ -199,15 +173,7 @@ def measure_both(bench: Bench, both: Generator) -> None:
 
 def main() -> int:
     """Entry of the script."""
-    try:
-        measure(tyro.cli(Run, description=__doc__))
-    except UserError as error:
-        print(f"control_digits: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(f"control_digits: {str(stop) or 'stopped; the same command goes on'}", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code("control_digits", lambda: measure(tyro.cli(Run, description=__doc__)))
 
 
 if __name__ == "__main__":

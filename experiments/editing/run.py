@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,12 +22,16 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Float, UInt8
 
+from experiments.digit_rows import exit_code
 from vdm_jax.benchmark.machine import describe, versions
 from vdm_jax.digits.clips import COLOURS, DIGIT_WORDS, DigitClip, DigitObject, generate_clip
 from vdm_jax.digits.scorer import DigitScorer
+from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
 from vdm_jax.generation.editing.ddpm_inversion import DDPMInversion
 from vdm_jax.generation.editing.edit import edit
+from vdm_jax.generation.editing.fatezero import FateZero
+from vdm_jax.generation.editing.prompt_to_prompt import PromptToPrompt
 from vdm_jax.generation.editing.sdedit import SDEdit
 from vdm_jax.generation.generator import Generator
 from vdm_jax.metrics.flow import warp_error
@@ -41,6 +46,12 @@ NO_EDIT, ANEW = "no edit", "generated anew"
 METHODS: dict[str, tuple[Any, dict[str, Any]]] = {
     "ddim, no guidance": (DDIMInversion(), {"guidance": 0.0}),
     "ddim": (DDIMInversion(), {}),
+    "prompt_to_prompt, no guidance": (PromptToPrompt(), {"guidance": 0.0}),
+    "prompt_to_prompt": (PromptToPrompt(), {}),
+    # All places keep the inversion's self-attention, or those of the words that change do not
+    "fatezero everywhere, no guidance": (FateZero(threshold=1.0), {"guidance": 0.0}),
+    "fatezero, no guidance": (FateZero(), {"guidance": 0.0}),
+    "fatezero": (FateZero(), {}),
     "ddpm 0.8, no guidance": (DDPMInversion(strength=0.8), {"guidance": 0.0}),
     "ddpm 0.6, no guidance": (DDPMInversion(strength=0.6), {"guidance": 0.0}),
     "sdedit 0.5": (SDEdit(strength=0.5), {}),
@@ -133,20 +144,25 @@ def made_by(generator: Generator, method: str, videos: Any, source: Sequence[str
     """The clips that a method makes."""
     if method == NO_EDIT:
         return videos
-    done = []
-    for start in range(0, len(videos), options.at_once):
-        rows = slice(start, start + options.at_once)
+    done, spec = [], METHODS.get(method, (None, {}))[0]
+    # The words that change are at other places where the article does, which FateZero takes of one caption at a time
+    size = 1 if isinstance(spec, FateZero) else options.at_once
+    for start in range(0, len(videos), size):
+        rows = slice(start, start + size)
         if method == ANEW:
             done.append(generator(target[rows], seed=options.seed, first_index=start).videos)
         else:
-            spec, more = METHODS[method]
+            more = METHODS[method][1]
             done.append(edit(generator, videos[rows], target[rows], source_captions=source[rows], method=spec,
                              seed=options.seed, first_index=start, **more).videos)
     return np.concatenate(done)
 
 
 def rows(options: Run) -> Iterator[dict[str, Any]]:
-    """A row for each edit and method that is not there yet."""
+    """A row for each edit and method that is not there yet. Raises `UserError` for a method that is none."""
+    if unknown := [name for name in options.methods if name not in (NO_EDIT, ANEW, *METHODS)]:
+        raise UserError(f"methods={unknown[0]!r}; permitted: {', '.join((NO_EDIT, ANEW, *METHODS))}",
+                        "run.methods")
     generator = load(options.model)
     data = generator.experiment.data
     scorer, clips = DigitScorer(data), clips_of(data, options.clips)
@@ -183,4 +199,4 @@ def main(options: Run) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Run, description=__doc__))
+    sys.exit(exit_code("editing", lambda: main(tyro.cli(Run, description=__doc__))))

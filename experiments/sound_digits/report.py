@@ -5,24 +5,23 @@ Run:  python -m experiments.sound_digits.report
 
 from __future__ import annotations
 
-import os
 import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from experiments.control_digits import models as control
-from experiments.control_digits.pictures import PICTURE, SHOWN
-from experiments.control_digits.report import cell
+from experiments.digit_rows import PICTURE, SHOWN, draw_strips, exit_code, lines_of, with_picture
 from experiments.readme_tables import insert
 from experiments.sound_digits import models
-from experiments.sound_digits.pictures import Beats, draw_strips
 from experiments.sound_digits.run import FLOOR, FOLDER, GOAL, NONE, OTHER, OWN, REAL
 from vdm_jax.benchmark.record import load
 from vdm_jax.digits.beats import BeatClip, make_beat_clip
-from vdm_jax.errors import UserError
 
+Beats = Sequence[Int[np.ndarray, " N"]]  # frames, of each clip
 COLUMNS = {"av_align": "AV-Align", "av_align_jumps": "AV-Align of jumps", "followed": "beats followed",
            "peaks": "peaks a clip", "jumps": "jumps a clip", "digit": "digit", "colour": "colour"}
 
@@ -36,10 +35,7 @@ def rows_of(record: dict[str, Any]) -> list[str]:
 
 def table(record: dict[str, Any]) -> str:
     """A line for each row: bounds, the model without sound, with that of another clip, with its own."""
-    rows = record["rows"]
-    lines = [f"| videos | {' | '.join(COLUMNS.values())} |", "|---|" + "---:|" * len(COLUMNS)]
-    lines += [f"| {name} | {' | '.join(cell(rows[name][column]) for column in COLUMNS)} |" for name in rows_of(record)]
-    return "\n".join([*lines, "", *goals(record), "", about(record)])
+    return "\n".join([*lines_of(record, "videos", COLUMNS, rows_of(record)), "", *goals(record), "", about(record)])
 
 
 def goals(record: dict[str, Any]) -> list[str]:
@@ -83,23 +79,30 @@ def heard(record: dict[str, Any], clips: list[BeatClip]) -> dict[str, Beats]:
 
 def on_page(record: dict[str, Any], page: Path, picture: Path) -> str:
     """The table, and under it the picture where there is one, by its place next to the page."""
-    link = f"\n\n![real and generated clips, beats marked]({os.path.relpath(picture, page.parent)})"
-    return table(record) + link * picture.exists()
+    return with_picture(table(record), "real and generated clips, beats marked", page, picture)
+
+
+def marked(of_rows: Mapping[str, Beats], frames: int) -> Callable[[Any, str, int], None]:
+    """What draws a mark above each frame of a strip that has a beat, of clips of so many frames."""
+    def mark(axes: Any, name: str, width: int) -> None:
+        side = width / len(of_rows[name]) / frames  # pixels of a frame
+        places = [(i * frames + beat + 0.5) * side - 0.5 for i, beats in enumerate(of_rows[name]) for beat in beats]
+        axes.scatter(places, [-0.22 * side] * len(places), s=20, marker="v", color="black", clip_on=False)
+
+    return mark
 
 
 def main(page: Path = FOLDER / "README.md", path: Path = FOLDER / "results" / "cpu.json") -> int:
     """Put the table into the page, and draw the picture next to the record."""
-    try:
+    def write() -> None:
         record = load(path)
         data = models.data_of(control.base_of(record["protocol"]["config"], 0))
         clips = [make_beat_clip(data, "test", i) for i in range(SHOWN + 1)]
-        captions = [clip.caption for clip in clips[:-1]]
-        draw_strips(path.parent, heard(record, clips), captions, data.frames)
+        captions, beats = [clip.caption for clip in clips[:-1]], heard(record, clips)
+        draw_strips(path.parent, beats, captions, marked(beats, data.frames))
         page.write_text(insert(page.read_text(), "sound", on_page(record, page, path.parent / PICTURE)))
-    except UserError as error:
-        print(f"sound_digits: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+    return exit_code("sound_digits", write)
 
 
 if __name__ == "__main__":

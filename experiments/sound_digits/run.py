@@ -14,26 +14,21 @@ from __future__ import annotations
 import dataclasses
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import tyro
 from jaxtyping import Float
 
 from experiments.control_digits import models as control
-from experiments.control_digits.measures import Videos, as_made, enlarged, with_interval
-from experiments.control_digits.pictures import SHOWN, keep_strips
+from experiments.control_digits.measures import as_made, enlarged, with_interval
+from experiments.digit_rows import Rows, Videos, exit_code
 from experiments.sound_digits import models
-from vdm_jax.benchmark.machine import describe, versions
-from vdm_jax.benchmark.record import difference, open_record, save
 from vdm_jax.data.digit_beats import DigitBeats
 from vdm_jax.digits.beats import make_beat_clip
 from vdm_jax.digits.clips import DigitClips
 from vdm_jax.digits.scorer import DigitScorer
-from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.metrics.av_align import LEAST_MOTION, matched, motion_peaks
 from vdm_jax.metrics.flow import farneback
@@ -71,25 +66,23 @@ class Run:
         return self.base_run or self.work / "base"
 
 
-class Bench:
+class Bench(Rows):
     """The clips, what is measured of videos of them, and the record."""
 
     def __init__(self, options: Run):
         base = control.base_of(options.config, options.seed)
-        self.options, self.base, self.data = options, base, models.data_of(base)
+        self.base, self.data = base, models.data_of(base)
         self.clips = [make_beat_clip(self.data, "test", i) for i in range(options.clips)]
         self.captions = [clip.caption for clip in self.clips]
         self.onsets = [onsets(clip.sound(RATE)) for clip in self.clips]
         self.sound = np.stack([self.data.heard(clip) for clip in self.clips])
         self.jump = half_a_jump(self.data, base.stages[0].video.height)
         self.scorer = DigitScorer(DigitClips(digit_side=self.data.digit_side))
-        self.record = open_record(options.out, fresh=options.fresh, about={
-            "device": describe(jax.devices()[0], len(jax.devices())), "versions": versions(), "protocol": {
-                "config": options.config, "steps": options.steps, "batch": options.batch, "seed": options.seed,
-                "clips": options.clips, "split": "test", "sampling_steps": options.sampling_steps,
-                "sound_left_out": models.LEFT_OUT, "least_motion": LEAST_MOTION,
-                "half_a_jump": round(self.jump, 4),
-                "shuffled": "the sound of the next clip, the own caption"}})
+        super().__init__(options, {
+            "config": options.config, "steps": options.steps, "batch": options.batch, "seed": options.seed,
+            "clips": options.clips, "split": "test", "sampling_steps": options.sampling_steps,
+            "sound_left_out": models.LEFT_OUT, "least_motion": LEAST_MOTION, "half_a_jump": round(self.jump, 4),
+            "shuffled": "the sound of the next clip, the own caption"})
 
     def measured(self, videos: Videos, *, of_next: bool = False) -> dict[str, Any]:
         """All measures of videos in the size of the network, with intervals over clips, against the sound of their
@@ -107,34 +100,11 @@ class Bench:
             "peaks": [len(motions) for motions in peaks], "jumps": [len(motions) for motions in jumps],
             "digit": table.digit, "colour": table.colour}.items()}
 
-    def row(self, name: str, make: Callable[[], Videos], **more: Any) -> None:
-        """Measure the videos that `make` makes, unless the record has them."""
-        if name in self.record["rows"]:
-            return
-        start = time.perf_counter()  # of sampling, compilation included, and measuring
-        videos = make()
-        found = self.measured(videos, **more) | {"seconds": round(time.perf_counter() - start, 1)}
-        keep_strips(self.options.out.parent, name, videos[:SHOWN])
-        self.write(name, found)
-
-    def write(self, name: str, found: dict[str, Any]) -> None:
-        """A row of the record."""
-        self.record["rows"][name] = found
-        save(self.options.out, self.record)
-        means = {key: round(value["mean"], 3) for key, value in found.items() if isinstance(value, dict)}
-        print(name, means or found, file=sys.stderr, flush=True)
-
-    def take(self, params: Any) -> None:
-        """Write the base and the hash of the weights into the record. Raises `UserError` where it has others."""
+    def take_model(self, params: Any) -> None:
+        """Write the base and the hash of the weights into the record. Raises `UserError` as `take` does."""
         base = read_config(self.options.base_folder)
-        found = {"weights": params_hash(params)[:16], "base_seed": base.seed,
-                 "base_steps": base.stages[0].training.steps}
-        known = self.record.get("model", {})
-        if known != {name: found.get(name) for name in known}:
-            raise UserError(f"{self.options.out} was recorded with another model: {difference(known, found)}; "
-                            "permitted: the same, another --out, or --fresh to measure everything again")
-        self.record["model"] = found
-        save(self.options.out, self.record)
+        self.take("model", {"weights": params_hash(params)[:16], "base_seed": base.seed,
+                            "base_steps": base.stages[0].training.steps})
 
 
 def half_a_jump(data: DigitBeats, side: int) -> float:
@@ -161,7 +131,7 @@ def trained(bench: Bench) -> Generator:
     start = time.perf_counter()  # of this sitting, compilation included
     experiment = models.hearing(bench.base, options.base_folder, options.steps, options.batch, options.seed)
     experiment, params = control.trained(experiment, options.work / "sound", options.data_dir, quiet=options.quiet)
-    bench.take(params)
+    bench.take_model(params)
     if "training" not in bench.record["rows"]:
         bench.write("training", {"train_seconds": round(time.perf_counter() - start, 1)})
     return control.generator_of(experiment, params)
@@ -189,15 +159,7 @@ def measure(options: Run) -> dict[str, Any]:
 
 def main() -> int:
     """Entry of the script."""
-    try:
-        measure(tyro.cli(Run, description=__doc__))
-    except UserError as error:
-        print(f"sound_digits: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(f"sound_digits: {str(stop) or 'stopped; the same command goes on'}", file=sys.stderr)
-        return 130
-    return 0
+    return exit_code("sound_digits", lambda: measure(tyro.cli(Run, description=__doc__)))
 
 
 if __name__ == "__main__":

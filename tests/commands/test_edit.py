@@ -14,6 +14,7 @@ from vdm_jax.commands.edit_command import Edit, _job, check
 from vdm_jax.commands.main import main
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.files import EditedVideo
+from vdm_jax.generation.editing.methods import EDIT_METHODS
 from vdm_jax.training import stopping
 from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.sound import read_sound
@@ -85,6 +86,9 @@ def test_no_strength_keeps_the_frames_and_the_sound(trained, tmp_path):
 @pytest.mark.parametrize(("method", "given", "expected"), [
     ("ddim", ["--refinements", "0"], {"refinements": 0}), ("ddim", [], {"refinements": 3}),
     ("prompt_to_prompt", ["--cross-replace", "0", "--source-prompt", "a 3"], {"cross_replace": 0.0}),
+    ("fatezero", ["--self-replace", "0", "--threshold", "0", "--source-prompt", "a 3", "--blend", "a", "3"],
+     {"self_replace": 0.0, "threshold": 0.0, "blend": ("a", "3")}),
+    ("rerender", ["--poisson"], {"poisson": True}), ("rerender", [], {"poisson": False}),
     ("controlvideo", ["--smooth"], {"smooth": ()}), ("controlvideo", [], {"smooth": (20, 19), "hierarchical": False}),
     ("controlvideo", ["--smooth", "3", "2", "--hierarchical"], {"smooth": (3, 2), "hierarchical": True}),
 ])
@@ -120,7 +124,7 @@ def test_bad_input(trained, video, tmp_path, fails):
     assert "--refinements=0 with --method=sdedit" in fails(*command, "--method", "sdedit", "--refinements", "0")
     assert "--source-prompt=a 3 with --method=sdedit" in fails(*command, "--method", "sdedit", "--source-prompt", "a 3")
     assert "--source-guidance=1.0 without --source-prompt" in fails(*command, "--source-guidance", "1")
-    for method in ("null_text", "prompt_to_prompt"):
+    for method in ("null_text", "prompt_to_prompt", "fatezero"):
         assert f"--method={method} without --source-prompt; permitted: with --source-prompt TEXT" in fails(
             *command, "--method", method)
     assert "--strength has 3 numbers for the stages base, spatial; permitted: one" in fails(
@@ -144,6 +148,6 @@ def test_bad_input(trained, video, tmp_path, fails):
     assert "has y.mp4.maps/given.mp4 written" in fails(
         *command, "--control", "canny", "--out", "y.mp4")
     assert "permitted: .mp4, .gif, .png" in fails(*command, "--out", "x.avi")
-    said = fails(*command, "--method", "magic").replace("'", "")
-    assert "permitted: sdedit, ddim, null_text, prompt_to_prompt, ddpm, tune_a_video, text2video_zero, c" in said
+    said = " ".join(fails(*command, "--method", "magic").replace("'", "").replace("│", " ").split())
+    assert f"permitted: {', '.join(EDIT_METHODS)}" in said, said
     assert not list(tmp_path.glob("*.frames"))

@@ -1,11 +1,15 @@
 """Commands that compute nothing touch no accelerator, which a training next to them may hold."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
 
+import pytest
+
 import vdm_jax.commands.sizes as sizes
+from vdm_jax.commands.main import RARELY, main
 
 # A platform that does not exist: whatever looks for a device fails.
 COMMAND = "import sys; from vdm_jax.commands.main import main; sys.exit(main(sys.argv[1:]))"
@@ -33,6 +37,17 @@ def test_list_help_and_version_import_no_jax(trained):
                "assert not {'jax', 'flax', 'orbax', 'numpy', 'av'} & set(sys.modules)"
         shown = run_without_devices(code=code)
     assert "base (4/4)" in run_without_devices("list", "--runs", trained.parent) and shown
+
+
+@pytest.mark.parametrize(("before", "after"), [((700, 10, 10), RARELY), ((10**6, 5, 5), (10**6, 5, 5))])
+def test_commands_look_for_garbage_rarely_or_as_rarely_as_before(before, after, tmp_path, capsys):
+    usual = gc.get_threshold()
+    try:
+        gc.set_threshold(*before)
+        assert main(["list", "--runs", str(tmp_path)]) == 0 and "captioned_digits" in capsys.readouterr().out
+        assert gc.get_threshold() == after
+    finally:
+        gc.set_threshold(*usual)
 
 
 def test_a_changed_config_is_listed_as_it_is_now(monkeypatch):

@@ -11,7 +11,8 @@ import pytest
 
 from tests.refusals import refused
 from tests.training.latents import AUTOENCODER, random_params
-from vdm_jax.conditions.conditioning import CONDITIONS, Request
+from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, Request
+from vdm_jax.conditions.control import at_step, of_last_steps
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.configuration import from_json, to_json
 from vdm_jax.data.pipeline import FlipAugmentation
@@ -131,6 +132,15 @@ def test_blocks_of_a_longer_video_have_the_maps_of_their_frames():
     np.testing.assert_array_equal(part.get("control")[0, :, 0, 0, 0], [4, 5, 6, 6])
     with refused("prompts.of_frames", "control", "[1, 7, 8, 8, 3]", "9"):
         of_frames(stage_of(), Request(("",), {"control": maps}), 0, 4, 9)
+
+
+def test_intervals_are_shares_of_the_steps_that_are_made():
+    """Of 8 steps the last 4: a map in their first half acts in the fifth and the sixth of all."""
+    given = dict(zip(("control_scale", "control_start", "control_end"), jnp.array([[2.0], [0.0], [0.5]]), strict=True))
+    levels = jnp.arange(8.0)
+    text = of_last_steps(Conditioning(scalars=given), 4, 8)
+    scales = [float(at_step(text, levels[n:n + 1], levels).scalars["control_scale"][0]) for n in range(8)]
+    assert scales == [0, 0, 0, 0, 2, 2, 0, 0]
 
 
 @pytest.mark.parametrize(("make", "named"), [

@@ -86,6 +86,19 @@ def test_ddpm_noises_make_the_video_again_and_another_one_of_another_estimate(ga
     assert abs(np.corrcoef(noises[2].ravel(), noises[3].ravel())[0, 1]) < 0.6
 
 
+def test_the_last_steps_of_many_keep_their_order(gaussian, data):
+    """A solver that lowers the order at the end of fewer than 15 steps goes by all steps of the sampler."""
+    process = PROCESSES["vp"]
+    denoise = gaussian.denoiser(process)
+
+    def made(count, **options):
+        steps = steps_from(steps_of(process, count), 0.5)
+        return sampled_from(data, DPMSolver(order=3, **options), denoise, KEYS, steps, process)
+
+    np.testing.assert_array_equal(made(16), made(16, lower_order_final=False))
+    assert float(jnp.abs(made(8) - made(8, lower_order_final=False)).max()) > 1e-3
+
+
 def test_a_released_flow_is_inverted_from_noise_alone(gaussian, data):
     """At its first sigma of 1 nothing of the video is left; plain inversion is Euler's step back."""
     process = PROCESSES["flow"]

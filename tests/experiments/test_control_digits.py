@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.control_digits import measures, report, run
-from experiments.readme_tables import insert
+from tests.experiments.digit_pages import check_page, written_page
 from tests.refusals import refused
 from vdm_jax.digits.clips import DigitClips, generate_clip
 from vdm_jax.digits.controls import middles
@@ -91,7 +91,7 @@ def test_the_whole_experiment(tmp_path, monkeypatch):
     options.out.write_text(json.dumps(record))  # of a time when it did not say
     assert run.measure(resumed)["base"] == json.loads(before)["base"] == json.loads(options.out.read_text())["base"]
     options.out.write_text(before.replace(json.loads(before)["base"]["weights"], "0" * 16))
-    with refused("run.Bench.take_base", "another base", "weights is '0000", "--fresh"):
+    with refused("digit_rows.Rows.take", "another base", "weights is '0000", "--fresh"):
         run.measure(resumed)
     options.out.write_text(before)
     other = tmp_path / "other.py"
@@ -102,22 +102,11 @@ def test_the_whole_experiment(tmp_path, monkeypatch):
     with refused("run.Bench.take_base", "another data", "seed is 0 there and 5 now", "--base-run"):
         run.measure(run.dataclasses.replace(resumed, config=str(other), out=tmp_path / "third.json"))
 
-    page = tmp_path / "README.md"
-    page.write_text("before\n<!-- controls:begin -->\n<!-- controls:end -->\nafter\n")
-    assert report.main(page, options.out) == 0 and (tmp_path / "samples.png").exists()
-    text = page.read_text()
+    text = written_page(report, options.out, "controls", "control, generated, real")
     for name in (run.REAL, "edges, of another clip", "edges x 1 + track x 0.5"):
         assert f"\n| {name} | " in text
     assert "last bit: edges, track." in text and "goal <= 2" in text and "Minutes of training, of the last" in text
-    assert text.endswith("\n\n![control, generated, real](samples.png)\n<!-- controls:end -->\nafter\n")
-    assert "![" not in report.on_page(json.loads(before), page, tmp_path / "none.png")
 
 
 def test_the_page_is_of_its_record():
-    path, page = run.FOLDER / "results" / "cpu.json", run.FOLDER / "README.md"
-    text = page.read_text()
-    if path.exists():
-        found = report.on_page(json.loads(path.read_text()), page, path.parent / report.PICTURE)
-        assert insert(text, "controls", found) == text
-    else:
-        assert "<!-- controls:begin -->\nNot measured yet.\n<!-- controls:end -->" in text
+    check_page(report, run.FOLDER, "controls")

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
 from experiments.editing import propagation, report, run
-from vdm_jax.digits.clips import COLOURS, DigitClips, parse_caption
+from tests.experiments import tiny_base
+from tests.generation.conftest import random_params
+from tests.refusals import refused
+from vdm_jax.digits.captioned_digits import CaptionedDigits
+from vdm_jax.digits.clips import COLOURS, DigitClips, caption_words, parse_caption
 from vdm_jax.digits.scorer import DigitScorer
+from vdm_jax.generation.generator import Generator
+from vdm_jax.stages.stage import VideoSpec
 
 SPEC = DigitClips()
 
@@ -45,6 +53,34 @@ def test_a_recoloured_clip_is_a_perfect_edit(clips):
     assert 4 < moved["trajectory_error"] and moved["colour"] == 1
     row = {"edit": "colour", "method": "none", "clips": 3, "cpu_seconds_per_clip": 1.0, **none}
     assert "| colour | none | 3 | 0.00 | 0.00 |" in report.table([row])
+
+
+def generator():
+    """A tiny stage of random weights that makes clips of the size of its data."""
+    experiment = tiny_base.get_config()
+    network = experiment.stages[0].network
+    network = dataclasses.replace(network, text=dataclasses.replace(network.text, words=caption_words()))
+    video = VideoSpec(frames=4, height=32, width=32)
+    stage = dataclasses.replace(experiment.stages[0], network=network, video=video)
+    data = CaptionedDigits(size=32, frames=4, objects=(1, 1), train_clips=16, validation_clips=8, test_clips=8)
+    experiment = dataclasses.replace(experiment, stages=(stage,), data=data)
+    return Generator(experiment, {stage.name: random_params(stage, 0)}, jax.devices()[:1])
+
+
+def test_every_edit_is_measured_once_by_methods_that_read_words(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "load", lambda name: generator())
+    names = ("prompt_to_prompt", "fatezero", "fatezero everywhere")
+    methods = (run.NO_EDIT, *(f"{name}, no guidance" for name in names))
+    options = run.Run(model="tiny", clips=2, edits=("both",), methods=methods, out=tmp_path / "digits.json")
+    run.main(options)
+    rows = run.read(options.out)
+    assert [(row["edit"], row["method"], row["clips"]) for row in rows] == [("both", name, 2) for name in methods]
+    assert all(0 <= row["whole"] <= 1 and row["cpu_seconds_per_clip"] > 0 for row in rows)
+    assert rows[0]["trajectory_error"] == 0 < min(row["trajectory_error"] for row in rows[1:])
+    run.main(options)  # which goes on with nothing
+    assert run.read(options.out) == rows
+    with refused("run.methods", "methods='magic'", "no edit, generated anew, ddim, no guidance"):
+        run.main(dataclasses.replace(options, methods=("magic",)))
 
 
 def test_the_page_is_of_its_record():

@@ -7,8 +7,8 @@ import json
 import numpy as np
 import pytest
 
-from experiments.readme_tables import insert
 from experiments.sound_digits import report, run
+from tests.experiments.digit_pages import check_page, written_page
 from tests.refusals import refused
 from vdm_jax.runs.directory import read_config
 
@@ -43,21 +43,16 @@ def test_the_whole_experiment(tmp_path, monkeypatch):
     assert run.measure(resumed)["rows"] == rows
     assert json.loads(options.out.read_text()) == json.loads(before)
     options.out.write_text(before.replace(json.loads(before)["model"]["weights"], "0" * 16))
-    with refused("run.Bench.take", "another model", "weights is '0000", "--fresh"):
+    with refused("digit_rows.Rows.take", "another model", "weights is '0000", "--fresh"):
         run.measure(resumed)
     options.out.write_text(before)
     with refused("record.open_record", "another protocol", "steps is 2 there and 3 now"):
         run.measure(run.dataclasses.replace(options, steps=3))
 
-    page = tmp_path / "README.md"
-    page.write_text("before\n<!-- sound:begin -->\n<!-- sound:end -->\nafter\n")
-    assert report.main(page, options.out) == 0 and (tmp_path / "samples.png").exists()
-    text = page.read_text()
+    text = written_page(report, options.out, "sound", "real and generated clips, beats marked")
     for name in (run.REAL, run.FLOOR, run.NONE, run.OTHER, run.OWN, "sound x 2"):
         assert f"\n| {name} | " in text
     assert "goal >= 0.6" in text and "intervals that meet" in text and "Minutes of training" in text
-    assert text.endswith("\n\n![real and generated clips, beats marked](samples.png)\n<!-- sound:end -->\nafter\n")
-    assert "![" not in report.on_page(json.loads(before), page, tmp_path / "none.png")
 
 
 def test_marks_are_of_the_sound_that_is_heard():
@@ -73,10 +68,4 @@ def test_marks_are_of_the_sound_that_is_heard():
 
 
 def test_the_page_is_of_its_record():
-    path, page = run.FOLDER / "results" / "cpu.json", run.FOLDER / "README.md"
-    text = page.read_text()
-    if path.exists():
-        found = report.on_page(json.loads(path.read_text()), page, path.parent / report.PICTURE)
-        assert insert(text, "sound", found) == text
-    else:
-        assert "<!-- sound:begin -->\nNot measured yet.\n<!-- sound:end -->" in text
+    check_page(report, run.FOLDER, "sound")

@@ -19,6 +19,7 @@ from vdm_jax.networks import latent_unet as lu
 from vdm_jax.networks.blocks.residual import ResidualBlock
 from vdm_jax.networks.blocks.temporal import Mix
 from vdm_jax.networks.latent_unet_blocks import BlockInputs, FactorisedAttention, LatentBlock, Sizes, TokenTransformer
+from vdm_jax.networks.latent_unet_network import LatentUNetNetwork
 from vdm_jax.networks.layers import GroupNorm, convolve, silu
 from vdm_jax.weights import model_kinds
 from vdm_jax.weights.latent_inflation import plan_latent_inflation
@@ -193,7 +194,7 @@ VIDEOS = [
 def test_it_is_that_network_frame_by_frame(video, filled, normal):
     x, level, context = normal(0, 2, 3, 4, 4, 4), jnp.array([3.0, 700.0]), normal(1, 2, 1, 3, 6)
     conditioning_latents = {"conditioning_latents": normal(2, 2, 3, 4, 4, 5)} if video.conditioning_channels else {}
-    module, image = lu.LatentUNetNetwork(video), lu.LatentUNetNetwork(IMAGE)
+    module, image = LatentUNetNetwork(video), LatentUNetNetwork(IMAGE)
     source = filled(image, x, level, context)
     params = filled(module, x, level, context, **conditioning_latents)
     fresh = plan_latent_inflation(video, params, IMAGE, source).apply(params, source)

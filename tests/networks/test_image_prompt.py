@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,8 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.generation.prompts import requested_conditioning
 from vdm_jax.networks.blocks.attention import Attention
 from vdm_jax.networks.image_prompt import (
+    IMAGE_PROJECTION_FACE,
+    IMAGE_PROJECTION_FULL,
     IMAGE_PROJECTION_PLUS,
     ImageProjection,
     ImageProjectionNetwork,
@@ -40,6 +43,8 @@ from vdm_jax.weights.pretrained import Pretrained, save_original
 
 PROJECTION = ImageProjection(width=5, tokens=3, token_channels=6)
 PLUS = dataclasses.replace(PROJECTION, layers=2, hidden=64, heads=2)
+FULL = dataclasses.replace(PROJECTION, tokens=1, perceptron=5)
+FACE = dataclasses.replace(PROJECTION, perceptron=10, vectors="faces")
 ADAPTER = ImagePromptAdapter(projection=PROJECTION, layers=tuple(places(IMAGE_UNET).values()))
 NETWORK = LatentNetwork(unet=dataclasses.replace(IMAGE_UNET, image_prompt=True), image_projection=PROJECTION,
                         conditions=(Input(name="image_prompt", width=5),))
@@ -66,9 +71,11 @@ def applied(network):
 
 
 @pytest.mark.parametrize(("projection", "count"), [
-    (ImageProjection(), 22_319_616), (IMAGE_PROJECTION_PLUS, 49_087_488)])
+    (ImageProjection(), 22_319_616), (IMAGE_PROJECTION_PLUS, 49_087_488),
+    (IMAGE_PROJECTION_FULL, 19_169_280 + 1281 * 1280 + 1281 * 768 + 2 * 768),
+    (IMAGE_PROJECTION_FACE, 19_169_280 + 513 * 1024 + 1025 * 3072 + 2 * 768)])
 def test_sizes_for_stable_diffusion(projection, count):
-    """44.6 and 98.2 MB of the released files in float16."""
+    """44.6 and 98.2 MB of the released files in float16; the others by their layers, without a LoRA."""
     adapter = ImagePromptAdapter(projection=projection)
     assert sum(int(np.prod(shape)) for shape in model_kinds.parameters(adapter).values()) == count
     assert adapter.layers == tuple(places(LATENT_UNET_SD1).values())
@@ -105,7 +112,7 @@ def test_cross_attention_adds_what_it_finds_in_the_picture():
     np.testing.assert_allclose(np.asarray(found).reshape(4, 4), wanted, atol=1e-5)
 
 
-@pytest.mark.parametrize("projection", [PROJECTION, PLUS])
+@pytest.mark.parametrize("projection", [PROJECTION, PLUS, FULL, FACE])
 def test_files_of_the_authors_come_back(projection, params, tmp_path):
     adapter = dataclasses.replace(ADAPTER, projection=projection)
     tensors = tensors_of(adapter)
@@ -120,7 +127,46 @@ def test_files_of_the_authors_come_back(projection, params, tmp_path):
     written = load_file(tmp_path / "out.safetensors")
     assert written.keys() == tensors.keys() and all(np.array_equal(written[n], t) for n, t in tensors.items())
     tokens = ImageProjectionNetwork(projection).apply({"params": model.params["projection"]}, VECTORS)
-    assert tokens.shape == (2, 1, 3, 6)
+    assert tokens.shape == (2, 1, projection.tokens, 6)
+
+
+@pytest.mark.parametrize(("projection", "tokens"), [(FULL, 4), (FACE, 12)])
+def test_perceptrons_make_tokens_of_each_vector(projection, tokens):
+    """By hand: two affine maps with the exact GELU between them, and a norm of each token."""
+    given, tree = np.random.default_rng(3).normal(size=(2, 1, 4, 5)).astype(np.float32), random_params(projection_of(
+        projection))["projection"]
+    found = ImageProjectionNetwork(projection).apply({"params": tree}, jnp.asarray(given))
+    inner = given @ np.asarray(tree["inner"]["kernel"]) + np.asarray(tree["inner"]["bias"])
+    inner = inner * 0.5 * (1 + np.vectorize(math.erf)(inner / math.sqrt(2)))
+    outer = (inner @ np.asarray(tree["proj"]["kernel"]) + np.asarray(tree["proj"]["bias"])).reshape(2, 1, tokens, 6)
+    normed = (outer - outer.mean(-1, keepdims=True)) / np.sqrt(outer.var(-1, keepdims=True) + 1e-5)
+    np.testing.assert_allclose(found, normed * np.asarray(tree["norm"]["scale"]) + np.asarray(tree["norm"]["bias"]),
+                               atol=1e-4)
+
+
+def projection_of(projection):
+    return dataclasses.replace(ADAPTER, projection=projection)
+
+
+def test_adapters_of_faces_merge_their_lora_into_all_attention(params, tmp_path):
+    """A file's factors are [rank, in] and [out, rank], of self-attention with even numbers, and count once."""
+    adapter = dataclasses.replace(ADAPTER, projection=FACE, rank=2)
+    tensors = tensors_of(adapter)
+    assert len(tensors) == 6 + 2 * 4 + 4 * 2 * 4 * 2 and tensors["ip_adapter.1.to_k_lora.down.weight"].shape == (2, 6)
+    save_file(tensors, tmp_path / "face.safetensors")
+    model = load_image_prompt(tmp_path / "face.safetensors")
+    assert model.config == adapter
+    save_original(tmp_path / "out.safetensors", model)
+    written = load_file(tmp_path / "out.safetensors")
+    assert written.keys() == tensors.keys() and all(np.array_equal(written[n], t) for n, t in tensors.items())
+    _, joined = join(IMAGE_UNET, params[0], model.config, model.params)
+    for number, place in enumerate(places(IMAGE_UNET)):
+        for k, attention in enumerate(("self_attention", "cross_attention")):
+            for ours, theirs in zip(("query", "key", "value", "out"), "q k v out".split(), strict=True):
+                down, up = (tensors[f"ip_adapter.{2 * number + k}.to_{theirs}_lora.{part}.weight"]
+                            for part in ("down", "up"))
+                before, after = (tree[place]["space"][attention][ours]["kernel"] for tree in (params[0], joined))
+                np.testing.assert_allclose(after, before + (up @ down).T, atol=1e-5)
 
 
 def test_several_pictures_give_tokens_each():
@@ -152,6 +198,9 @@ def test_an_adapter_for_another_model_and_other_files_are_refused(params, tmp_pa
     wrong = dataclasses.replace(ADAPTER, layers=ADAPTER.layers[:-1])
     with refused("image_prompt.adapter", "3 cross-attentions", "4 of"):
         join(IMAGE_UNET, params[0], wrong, random_params(wrong))
+    for projection in ({"perceptron": 5}, {"vectors": "faces"}, {"perceptron": 5, "tokens": 1, "layers": 1}):
+        with refused("ImageProjection.perceptron", "permitted: "):
+            dataclasses.replace(PROJECTION, **projection)
     with refused("image_prompt.join", "already"):
         join(NETWORK.unet, params[1], ADAPTER, {})
     with refused("LatentNetwork.image_projection", "image_prompt=False"):

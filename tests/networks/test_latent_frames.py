@@ -17,6 +17,7 @@ from vdm_jax.networks.blocks.temporal import TemporalConvolutions, TemporalTrans
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
 from vdm_jax.networks.latent_frames import Motion, TemporalConv
 from vdm_jax.networks.latent_unet_blocks import Control
+from vdm_jax.networks.latent_unet_network import LatentUNetNetwork
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import parameter_axes
 from vdm_jax.weights import model_kinds
@@ -126,8 +127,8 @@ def test_a_control_net_is_that_of_a_network_and_of_maps_of_one_size(seen):
     control = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), control)
     with refused("control_net.check_map", "1", "2", "6", "8", "3"):
         CONTROL.init(jax.random.key(0), x, level, context, hint[:, :1])
-    with refused("latent_unet._controlled"):
-        jax.eval_shape(lambda: lu.LatentUNetNetwork(IMAGE).init(
+    with refused("latent_unet.controlled"):
+        jax.eval_shape(lambda: LatentUNetNetwork(IMAGE).init(
             jax.random.key(0), x, level, context, control=Control(control.skips[1:], control.middle)))
 
 
@@ -138,7 +139,7 @@ def test_a_control_net_is_that_of_a_network_and_of_maps_of_one_size(seen):
     (lambda: ma.MotionAdapter(widths=(4, 9), motion=MOTION), ("MotionAdapter.widths",)),
     (lambda: ControlNet(unet=dataclasses.replace(IMAGE, temporal=True)), ("ControlNet.unet",)),
     (lambda: ControlNet(hint_widths=()), ("ControlNet.hint_widths",)),
-    (lambda: jax.eval_shape(lambda: lu.LatentUNetNetwork(dataclasses.replace(IMAGE, motion=MOTION)).init(
+    (lambda: jax.eval_shape(lambda: LatentUNetNetwork(dataclasses.replace(IMAGE, motion=MOTION)).init(
         jax.random.key(0), jnp.zeros((1, 5, 2, 2, 4)), jnp.zeros(1), jnp.zeros((1, 1, 1, 6)))),
      ("latent_unet.check", "Motion.frames=4")),
 ])

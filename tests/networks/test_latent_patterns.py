@@ -18,6 +18,7 @@ from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.networks import latent_unet as lu
 from vdm_jax.networks.latent_network import LatentNetwork, LatentNetworkModule
 from vdm_jax.networks.latent_unet_blocks import TokenBlock
+from vdm_jax.networks.latent_unet_network import LatentUNetNetwork, reference_tokens
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 
 IMAGE = lu.LatentUNet(widths=(4, 8), blocks=1, attention=(True, False), heads=(2, 2),
@@ -35,11 +36,11 @@ def inputs():
 
 @pytest.fixture(scope="module")
 def params(filled, inputs):
-    return filled(lu.LatentUNetNetwork(IMAGE), *inputs)
+    return filled(LatentUNetNetwork(IMAGE), *inputs)
 
 
 def run(config, params, *inputs, **options):
-    return jax.jit(lambda params: lu.LatentUNetNetwork(config).apply({"params": params}, *inputs, **options))(params)
+    return jax.jit(lambda params: LatentUNetNetwork(config).apply({"params": params}, *inputs, **options))(params)
 
 
 def test_stable_diffusion_with_the_spatial_pattern_makes_each_frame_as_the_image_network(params, inputs):
@@ -51,7 +52,7 @@ def test_stable_diffusion_with_the_spatial_pattern_makes_each_frame_as_the_image
 
 def test_sparse_causal_attention_in_stable_diffusion_is_dense_attention_to_two_frames(params, inputs):
     """One transformer, written out: queries of frame t, keys and values of frames 0 and t - 1."""
-    _, state = jax.jit(lambda params: lu.LatentUNetNetwork(SPARSE).apply(
+    _, state = jax.jit(lambda params: LatentUNetNetwork(SPARSE).apply(
         {"params": params}, *inputs, mutable=["intermediates"], capture_intermediates=lambda module, method:
         module.name == "self_attention" and method == "__call__"))(params)
     inside = state["intermediates"]["down_0_0_transformer"]["space"]["self_attention"]
@@ -90,9 +91,9 @@ def test_temporal_layers_take_a_pattern(filled):
 def test_references_join_the_keys_of_spatial_attention(params, inputs):
     """Tokens of another network of the same sizes; those of the frame itself change nothing but how often it counts."""
     x, level, context = inputs
-    _, state = jax.jit(lambda params: lu.LatentUNetNetwork(IMAGE).apply(
+    _, state = jax.jit(lambda params: LatentUNetNetwork(IMAGE).apply(
         {"params": params}, x[:, :1], level, context, mutable=["intermediates"]))(params)
-    references = lu.reference_tokens(state["intermediates"])
+    references = reference_tokens(state["intermediates"])
     spec = dataclasses.replace(IMAGE, spatial_pattern=WithExtraKeys(inner=Spatial()))
     assert {name: a.shape for name, a in references.items()} == {
         "down_0_0_transformer": (1, 1, 16, 4), "middle_transformer": (1, 1, 4, 8),
@@ -134,7 +135,7 @@ def gradient(params, inputs):
 
     @functools.cache
     def gradient(config):
-        loss = lambda params: jnp.square(lu.LatentUNetNetwork(config).apply({"params": params}, *inputs)).mean()
+        loss = lambda params: jnp.square(LatentUNetNetwork(config).apply({"params": params}, *inputs)).mean()
         traced = jax.jit(jax.grad(loss)).trace(params)
         return traced.jaxpr, traced.lower().compile()(params)
 
@@ -151,7 +152,7 @@ def test_rematerialisation_changes_no_gradient(remat, gradient):
 def test_frames_are_split_over_the_mesh(params, inputs):
     expected = run(SPARSE, params, *inputs)
     with jax.set_mesh(make_mesh(MeshSpec(data=4, context=2))):
-        network = lu.LatentUNetNetwork(SPARSE)
+        network = LatentUNetNetwork(SPARSE)
         lowered = jax.jit(lambda params: network.apply({"params": params}, *inputs)).lower(params)
         found = run(SPARSE, params, *inputs)
     assert lowered.as_text().count("sharding_constraint") >= 6  # the stem, the blocks, the middle

@@ -16,6 +16,7 @@ from vdm_jax.networks.blocks.feed_forward import FeedForward
 from vdm_jax.networks.blocks.temporal import Mix
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet_blocks import BlockInputs, Sizes, TokenTransformer, level_code
+from vdm_jax.networks.latent_unet_network import LatentUNetNetwork
 from vdm_jax.parallel.rules import parameter_axes
 from vdm_jax.weights import model_kinds
 from vdm_jax.weights.latent_inflation import plan_latent_inflation
@@ -57,7 +58,7 @@ def inputs():
 @pytest.fixture(scope="module")
 def video(filled, inputs):
     """Parameters of the video network, and it, compiled."""
-    module = lu.LatentUNetNetwork(VIDEO)
+    module = LatentUNetNetwork(VIDEO)
     x, level, context, scalars = inputs
     params = filled(module, x, level, context, scalars=scalars)
     return params, jax.jit(lambda params, x, context: module.apply(
@@ -74,7 +75,7 @@ def test_without_a_share_of_temporal_layers_the_video_network_is_the_image_netwo
     spatial = {path: leaf for path, leaf in traverse_util.flatten_dict(params, sep="/").items()
                if not any(part in path for part in ("temporal_residual", "/time/", "mix/factor", "/places_"))}
     image = dataclasses.replace(VIDEO, temporal=False)
-    module = lu.LatentUNetNetwork(image)
+    module = LatentUNetNetwork(image)
     expected = jax.jit(lambda x: module.apply({"params": traverse_util.unflatten_dict(spatial, sep="/")}, x, level,
                                               context, scalars=scalars))(x)
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -91,7 +92,7 @@ def test_frames_see_each_other_and_samples_do_not(video, inputs):
 
 def test_the_prediction_of_a_network_in_bfloat16_is_not_rounded_to_it(filled, inputs):
     """The last layer is that of `UNet`: samplers add many predictions, whose rounding would add up."""
-    module = lu.LatentUNetNetwork(dataclasses.replace(IMAGE, dtype="bfloat16", attention=(False, False)))
+    module = LatentUNetNetwork(dataclasses.replace(IMAGE, dtype="bfloat16", attention=(False, False)))
     x, level, context, _ = inputs
     params = filled(module, x, level, context)
     found = jax.jit(lambda x: module.apply({"params": params}, x, level, context))(x)
@@ -159,7 +160,7 @@ def test_refused_inputs(change, message):
     shapes = {"x": (2, 3, 4, 4, 4), "context": (2, 1, 1, 6), "scalars": (2, 3), "classes": None} | change
     x, context, scalars, classes = (None if shape is None else jnp.zeros(shape) for shape in shapes.values())
     with refused(*message):
-        jax.eval_shape(lambda: lu.LatentUNetNetwork(VIDEO).init(
+        jax.eval_shape(lambda: LatentUNetNetwork(VIDEO).init(
             jax.random.key(0), x, jnp.zeros(2), context, scalars=scalars, classes=classes))
 
 
@@ -184,7 +185,7 @@ def test_the_weight_of_the_guidance_joins_the_noise_level(inputs):
     """As in released latent consistency models: 81,920 parameters for the U-Net of Stable Diffusion 1.x, which begin at
     zero, so that a student begins as its teacher whatever the weight."""
     taking = dataclasses.replace(IMAGE, weight_channels=8)
-    module, (x, level, context, _) = lu.LatentUNetNetwork(taking), inputs
+    module, (x, level, context, _) = LatentUNetNetwork(taking), inputs
     params = jax.jit(lambda: module.init(jax.random.key(0), x, level, context, weight=level)["params"])()
     kernel = params["weight"]["kernel"]
     assert kernel.shape == (8, 4) and not kernel.any()

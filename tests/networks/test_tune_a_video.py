@@ -13,7 +13,8 @@ import pytest
 from tests.refusals import refused
 from vdm_jax.attention import SparseCausal
 from vdm_jax.commands.configs import load_config
-from vdm_jax.networks.latent_unet import LATENT_UNET_SD1, LATENT_UNET_TUNE_A_VIDEO, LatentUNet, LatentUNetNetwork
+from vdm_jax.networks.latent_unet import LATENT_UNET_SD1, LATENT_UNET_TUNE_A_VIDEO, LatentUNet
+from vdm_jax.networks.latent_unet_network import LatentUNetNetwork
 from vdm_jax.parallel.rules import path_name
 from vdm_jax.training.trainable import split
 from vdm_jax.weights import model_kinds

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import vdm_jax
+from tests.pipelines.caches import check_steps_reuse_what_the_blocks_have_added
 from tests.pipelines.folders import write_with_t5
 from tests.refusals import refused
 from vdm_jax.commands import distil_command, generate_command
@@ -18,7 +19,6 @@ from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.diffusion.beta_tables import ShiftedBetaSchedule
-from vdm_jax.diffusion.caching import ByChange, Cache
 from vdm_jax.diffusion.samplers import Heun
 from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
@@ -187,21 +187,13 @@ def test_editing_and_students_do_not_pass_over_guidance_of_each_step(folder):
 
 
 def test_steps_may_reuse_what_the_blocks_have_added(pipeline):
-    """At steps that are given, or that are chosen by how much the embedding of the noise level changes."""
-    options = {**SIZE, "num_inference_steps": 3, "seed": 3, "progress": False}
-    plain, whole, reused, least = (
-        pipeline("a red three", **options, cache=cache).videos
-        for cache in (None, Cache(steps=(0, 1, 2)), Cache(every=3), ByChange(threshold=1e9)))
-    np.testing.assert_array_equal(whole, plain)
-    # However much the embedding changes: the first step and the last
-    np.testing.assert_array_equal(least, pipeline("a red three", **options, cache=Cache(steps=(0, 2))).videos)
-    assert np.abs(least.astype(int) - plain).max() > 0
-    assert 0 < np.abs(reused.astype(int) - plain).max()
+    check_steps_reuse_what_the_blocks_have_added(pipeline, **SIZE)
 
 
 def test_the_command_writes_a_video(folder, tmp_path):
     arguments = ["--height", "8", "--width", "12", "--num-frames", "5", "--num-inference-steps", "2", "--scheduler",
-                 "cogvideox_dpm", "--dynamic-guidance", "--dtype", "bfloat16", "--out", str(tmp_path / "a.gif")]
+                 "cogvideox_dpm", "--dynamic-guidance", "--dtype", "bfloat16", "--decode-tile-size", "8", "--out",
+                 str(tmp_path / "a.gif")]
     assert generate_command.main([str(folder), "--prompt", "a red three", *arguments]) == 0
     assert (tmp_path / "a.gif").stat().st_size > 0
     with refused("generate_command.call_arguments", "--decode-timestep", "CogVideoXPipeline", "--dynamic-guidance"):

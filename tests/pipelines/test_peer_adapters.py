@@ -21,6 +21,7 @@ from tests.pipelines.test_peer_pipelines import (
     torch,  # noqa: F401  (a fixture)
     video_of,
 )
+from tests.refusals import refused
 from tests.weights.folders import tensors_of
 from vdm_jax.networks.image_prompt import ImageProjection, ImagePromptAdapter, places
 from vdm_jax.weights.lora_files import read_lora, target_of, write_lora
@@ -213,11 +214,17 @@ def test_t2i_adapters(light, scales, torch, libraries, tmp_path):  # noqa: F811
     check_folders(tmp_path / "in", tmp_path / "out")
 
 
-def image_prompt_adapter(folder, unet, *, plus):
-    """An adapter's file and its image encoder next to it, with random weights; returns the encoder's folder."""
-    width = 24 if plus else 20
-    projection = ImageProjection(width=width, tokens=4, token_channels=32, layers=4 * plus, hidden=64, heads=1)
-    adapter = ImagePromptAdapter(projection=projection, layers=tuple(places(unet).values()))
+PROJECTIONS = {
+    "summary": ImageProjection(width=20, tokens=4, token_channels=32),
+    "plus": ImageProjection(width=24, tokens=4, token_channels=32, layers=4, hidden=64, heads=1),
+    "full": ImageProjection(width=24, tokens=1, token_channels=32, perceptron=24),
+    "faces": ImageProjection(width=12, tokens=4, token_channels=32, perceptron=24, vectors="faces")}
+
+
+def image_prompt_adapter(folder, unet, kind):
+    """An adapter's file with random weights, those of faces with a LoRA."""
+    adapter = ImagePromptAdapter(projection=PROJECTIONS[kind], layers=tuple(places(unet).values()),
+                                 rank=3 * (kind == "faces"))
     tensors = {name: 0.3 * tensor for name, tensor in tensors_of(adapter, seed=3).items()}
     folder.mkdir()
     save_file(tensors, folder / "ip-adapter.safetensors")
@@ -230,11 +237,11 @@ def image_encoder(torch, transformers, folder):  # noqa: F811
         projection_dim=20))).save_pretrained(folder / "image_encoder")
 
 
-@pytest.mark.parametrize("plus", [False, True])
-def test_image_prompts(plus, torch, libraries, tmp_path):  # noqa: F811
+@pytest.mark.parametrize("kind", ["summary", "plus", "full"])
+def test_image_prompts(kind, torch, libraries, tmp_path):  # noqa: F811
     theirs = text_to_image(torch, libraries, tmp_path, "DDIMScheduler", DDIM, attention_head_dim=4)
     ours = vdm_jax.from_pretrained(tmp_path / "in")
-    file = image_prompt_adapter(tmp_path / "adapter", ours.models["unet"].config, plus=plus)
+    file = image_prompt_adapter(tmp_path / "adapter", ours.models["unet"].config, kind)
     image_encoder(torch, libraries[1], tmp_path / "adapter")
     theirs.load_ip_adapter(str(tmp_path / "adapter"), subfolder="", weight_name=file.name)
     theirs.set_ip_adapter_scale(0.6)
@@ -255,10 +262,31 @@ def test_image_prompts(plus, torch, libraries, tmp_path):  # noqa: F811
     check_folders(tmp_path / "in", tmp_path / "out")
 
 
+def test_vectors_of_faces_with_their_lora(torch, libraries, tmp_path):  # noqa: F811
+    """Two faces, as any recogniser might give them; theirs come with those of no face."""
+    theirs = text_to_image(torch, libraries, tmp_path, "DDIMScheduler", DDIM, attention_head_dim=4)
+    ours = vdm_jax.from_pretrained(tmp_path / "in")
+    file = image_prompt_adapter(tmp_path / "adapter", ours.models["unet"].config, "faces")
+    theirs.load_ip_adapter(str(tmp_path / "adapter"), subfolder="", weight_name=file.name, image_encoder_folder=None)
+    theirs.set_ip_adapter_scale(0.7)
+    faces = RNG.normal(size=(2, 12)).astype(np.float32)
+    both = torch.from_numpy(np.stack([np.zeros_like(faces), faces]))
+    given = {"latents": their_noise(torch, NOISE[:1])[:, :, 0], "output_type": "pt"}
+    wanted = theirs(PROMPTS[0], ip_adapter_image_embeds=[both], **COMMON, **given).images
+    ours.use_image_prompts(file)
+    np.save(tmp_path / "faces.npy", faces)
+    for face in (faces, tmp_path / "faces.npy"):
+        found = ours(PROMPTS[0], image_prompt=face, image_prompt_scale=0.7, **COMMON, latents=NOISE[:1]).videos
+        close(torch, found, wanted)
+    assert np.abs(found.astype(int) - ours(PROMPTS[0], **COMMON, latents=NOISE[:1]).videos).max() > 5
+    with refused("image_prompt", "[2, 5]", "[M, 12]"):
+        ours(PROMPTS[0], image_prompt=faces[:, :5], **COMMON, latents=NOISE[:1])
+
+
 def test_animatediff_with_an_image_prompt(torch, libraries, tmp_path):  # noqa: F811
     theirs = text_to_video(torch, libraries, tmp_path, "animatediff")
     ours = vdm_jax.from_pretrained(tmp_path / "in")
-    file = image_prompt_adapter(tmp_path / "adapter", ours.models["unet"].config, plus=False)
+    file = image_prompt_adapter(tmp_path / "adapter", ours.models["unet"].config, "summary")
     image_encoder(torch, libraries[1], tmp_path / "adapter")
     theirs.load_ip_adapter(str(tmp_path / "adapter"), subfolder="", weight_name=file.name)
     theirs.set_ip_adapter_scale(0.8)

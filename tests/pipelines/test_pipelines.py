@@ -186,7 +186,8 @@ def test_thresholds_are_per_frame_where_frames_are_pictures():
     assert {name: kind.threshold_per for name, kind in KINDS.items()} == {
         "AnimateDiffControlNetPipeline": "clip", "AnimateDiffPipeline": "clip",
         "AnimateDiffSparseControlNetPipeline": "clip", "CogVideoXPipeline": "clip",
-        "LatentConsistencyModelPipeline": "clip", "LTXPipeline": "clip",
+        "HunyuanVideoPipeline": "clip", "LatentConsistencyModelPipeline": "clip",
+        "LTXImageToVideoPipeline": "clip", "LTXPipeline": "clip",
         "StableDiffusionAdapterPipeline": "clip", "StableDiffusionControlNetPipeline": "clip",
         "StableDiffusionPipeline": "clip", "StableVideoDiffusionPipeline": "clip", "TextToVideoSDPipeline": "frame",
         "WanImageToVideoPipeline": "clip", "WanPipeline": "clip"}

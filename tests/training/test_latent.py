@@ -26,7 +26,8 @@ from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.config import EmbeddedText, Level, UNet
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.latent_network import LatentNetwork
-from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
+from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.networks.latent_unet_network import LatentUNetNetwork
 from vdm_jax.parallel.arrays import global_batch
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import path_name

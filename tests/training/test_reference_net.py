@@ -20,7 +20,8 @@ from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.prompts import requested_conditioning
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.latent_network import LatentNetwork
-from vdm_jax.networks.latent_unet import LatentUNetNetwork, reference_net_of, reference_tokens
+from vdm_jax.networks.latent_unet import reference_net_of
+from vdm_jax.networks.latent_unet_network import LatentUNetNetwork, reference_tokens
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import path_name
 from vdm_jax.planning.inputs import training_batch

@@ -15,11 +15,13 @@ from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.autoencoders.hunyuan import HunyuanAutoencoder
 from vdm_jax.networks.autoencoders.ltx_config import LTXAutoencoder
 from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder
 from vdm_jax.networks.control_net import ControlNet
 from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
+from vdm_jax.networks.encoders.llama import LlamaText
 from vdm_jax.networks.encoders.t5 import T5Encoder
 from vdm_jax.networks.latent_frames import Motion, TemporalConv
 from vdm_jax.networks.latent_unet import LatentUNet
@@ -41,6 +43,7 @@ SMALL = {
                                              latent_channels=1, mean=(0.5,), std=(2.0,), patch=2, shortcuts=True),
     "piecewise_vae": PiecewiseAutoencoder(widths=(4, 8), blocks=1, groups=2, latent_channels=2, time_factor=2,
                                           scale=0.7),
+    "hunyuan_vae": HunyuanAutoencoder(widths=(2, 4, 4), blocks=1, groups=2, latent_channels=2),
     "ltx_vae": LTXAutoencoder(widths=(4, 8), out_width=8, blocks=(1,) * 3, shrink=("conv", "none"), latent_channels=2,
                               decoder_widths=(4, 8), decoder_blocks=(1,) * 3, grow=(True, False), noise=(False,) * 3),
     "ltx_vae_timed": LTXAutoencoder(widths=(4,), out_width=8, blocks=(1,) * 2, shrink=("both",), latent_channels=2,
@@ -49,6 +52,7 @@ SMALL = {
     "text": CLIPText(vocabulary=20, length=8, width=8, layers=2, heads=2, hidden=16, end_token=19),
     "text_projected": CLIPText(vocabulary=20, length=8, width=8, layers=1, heads=2, hidden=16, project=6),
     "vision": CLIPVision(size=8, patch=4, width=8, layers=1, heads=2, hidden=16, project=6),
+    "llama": LlamaText(vocabulary=20, width=8, layers=3, heads=2, key_heads=1, head_dim=4, hidden=16),
     "t5": T5Encoder(vocabulary=20, width=8, layers=2, heads=2, head_dim=6, hidden=16),
     "t5_without_gate": T5Encoder(vocabulary=20, width=8, layers=1, heads=2, hidden=16, gated=False, activation="relu"),
     "umt5": T5Encoder(vocabulary=20, width=8, layers=2, heads=2, head_dim=6, hidden=16, offsets_per_layer=True),

@@ -123,6 +123,23 @@ def test_umt5(torch, tmp_path):
     check_way_back(torch, model, loaded, tmp_path / "out")
 
 
+@pytest.mark.parametrize("key_heads", [4, 2])
+def test_llama(key_heads, torch, tmp_path):
+    """The hidden states before the last two layers, of texts of two lengths."""
+    model = peer(torch, "transformers", "LlamaModel", {
+        "vocab_size": 64, "hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 4, "rope_theta": 500.0,
+        "num_key_value_heads": key_heads, "head_dim": 6, "intermediate_size": 24}, "LlamaConfig")
+    loaded, run = brought(model, tmp_path / "in")
+    assert loaded.config.base == 500
+    tokens, mask = np.random.default_rng(0).integers(1, 64, (2, 40)), np.arange(40)[None] < np.array([[40], [13]])
+    theirs = model(torch.from_numpy(tokens), attention_mask=torch.from_numpy(mask.astype(int)),
+                   output_hidden_states=True).hidden_states[-3]
+    ours = run(tokens, mask)
+    close(ours[0], theirs[0])
+    close(ours[1, :13], theirs[1, :13])
+    check_way_back(torch, model, loaded, tmp_path / "out")
+
+
 def frames(video):
     """Videos as their batch of frames, channels first."""
     return video.reshape(-1, *video.shape[2:]).transpose(0, 3, 1, 2).copy()
@@ -181,6 +198,24 @@ def test_the_autoencoder_of_cogvideox(frames, torch, tmp_path):
     model = peer(torch, "diffusers", "AutoencoderKLCogVideoX", {
         "block_out_channels": (4, 8, 8), "down_block_types": ("CogVideoXDownBlock3D",) * 3, "layers_per_block": 1,
         "up_block_types": ("CogVideoXUpBlock3D",) * 3, "latent_channels": 2, "norm_num_groups": 2})
+    loaded, _ = brought(model, tmp_path / "in")
+    latent = Latent(autoencoder=loaded.config, encode="mode")
+    video = np.random.default_rng(0).uniform(-1, 1, (2, frames, 8, 16, 3)).astype(np.float32)
+    theirs = model.encode(torch.from_numpy(video.transpose(0, 4, 1, 2, 3).copy())).latent_dist.mean
+    z = jax.jit(lambda x: encode(latent, loaded.params, x))(video)
+    close(np.asarray(z).transpose(0, 4, 1, 2, 3) / loaded.config.scale, theirs)
+    x = jax.jit(lambda z: decode(latent, loaded.params, z))(z)
+    close(np.asarray(x).transpose(0, 4, 1, 2, 3), model.decode(theirs).sample.clamp(-1, 1))
+    check_way_back(torch, model, loaded, tmp_path / "out")
+
+
+@pytest.mark.parametrize("frames, attention", [(1, True), (5, False), (17, True), (33, True)])
+def test_the_autoencoder_of_hunyuanvideo(frames, attention, torch, tmp_path):
+    """In the pieces that their class takes: longer clips in several, which are blended."""
+    model = peer(torch, "diffusers", "AutoencoderKLHunyuanVideo", {
+        "block_out_channels": (4, 8, 8), "down_block_types": ("HunyuanVideoDownBlock3D",) * 3, "layers_per_block": 1,
+        "up_block_types": ("HunyuanVideoUpBlock3D",) * 3, "latent_channels": 2, "norm_num_groups": 2,
+        "spatial_compression_ratio": 4, "mid_block_add_attention": attention})
     loaded, _ = brought(model, tmp_path / "in")
     latent = Latent(autoencoder=loaded.config, encode="mode")
     video = np.random.default_rng(0).uniform(-1, 1, (2, frames, 8, 16, 3)).astype(np.float32)

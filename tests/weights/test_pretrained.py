@@ -22,6 +22,7 @@ from vdm_jax.commands.main import main
 from vdm_jax.networks import control_net, latent_unet, motion_adapter
 from vdm_jax.networks.autoencoders import config as autoencoder_config
 from vdm_jax.networks.autoencoders.causal_config import AUTOENCODER_WAN21, AUTOENCODER_WAN22
+from vdm_jax.networks.autoencoders.hunyuan import AUTOENCODER_HUNYUAN
 from vdm_jax.networks.autoencoders.ltx_config import (
     AUTOENCODER_LTX_090,
     AUTOENCODER_LTX_091,
@@ -68,6 +69,7 @@ LONG = {
     "wan21_vae": (AUTOENCODER_WAN21, 194, "187107cba26c0f6b0a8e62ee22307109"),
     "wan22_vae": (AUTOENCODER_WAN22, 196, "8a38755bbcacdecab4f79ad0cbfebf07"),
     "cogvideox_vae": (AUTOENCODER_COGVIDEOX, 436, "f813f1ceadbb83fc0c0ef016b9116506"),
+    "hunyuan_vae": (AUTOENCODER_HUNYUAN, 248, "c94be8cb4cffc2f55e2e7b2559b43f9d"),
     "ltx_vae_090": (AUTOENCODER_LTX_090, 190, "973af82d5bb59ff26834aa9e5cef064b"),
     "ltx_vae_091": (AUTOENCODER_LTX_091, 294, "d657ba146a60c4a25b511d27c8fd39e8"),
     "ltx_vae_095": (AUTOENCODER_LTX_095, 226, "74412564c998e107940eafba765effb1"),

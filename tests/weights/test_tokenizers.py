@@ -92,6 +92,11 @@ def test_the_package_that_is_missing_is_named(tmp_path, monkeypatch):
     (lambda folder: (folder / "tokenizer_config.json").write_text('{"model_max_length": 1000000000000000019884624}'),
      ("tokenizers.open_tokenizer", "model_max_length")),
     (lambda folder: (folder / "tokenizer_config.json").write_text("[]"), ("tensor_files.read_json",)),
+    (lambda folder: (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "LlamaTokenizerFast"}'),
+     ("tokenizers.open_tokenizer", "no tokenizer.json", "Llama")),
+    (lambda folder: (folder / "tokenizer_config.json").write_text(
+        '{"tokenizer_class": "CLIPTokenizer", "padding_side": "left", "model_max_length": 8}'),
+     ("tokenizers.open_tokenizer", "padding_side='left'", "'right'")),
 ])
 def test_refusals(change, message, package, tmp_path):
     write_clip(tmp_path)
@@ -175,6 +180,26 @@ def test_a_class_of_any_tokenizer_is_told_by_its_file(package, tmp_path):
     package.Tokenizer(package.models.BPE()).save(str(tmp_path / "tokenizer.json"))
     with refused("tokenizers._kind", "TokenizersBackend"):
         open_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["LlamaTokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend"])
+def test_llama_has_the_start_token_that_its_file_adds(name, package, tmp_path, caplog):
+    """And no end token; what is cut off is named, the start token counted. A class that does not say whose byte pairs
+    they are is Llama's where that is asked for."""
+    vocabulary = {"<s>": 0, "<pad>": 1, "a": 2, "b": 3, "c": 4, "d": 5}
+    made = package.Tokenizer(package.models.BPE(vocab=vocabulary, merges=[]))
+    made.post_processor = package.processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(
+        {"tokenizer_class": name, "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}))
+    if name == "PreTrainedTokenizerFast":
+        with refused("tokenizers._kind", name, "LlamaTokenizer"):
+            open_tokenizer(tmp_path, 4, llama=True)
+        return
+    tokenizer = open_tokenizer(tmp_path, 4, llama=True)
+    found = tokenizer(["ab", "abcd"])
+    assert found.ids.tolist() == [[0, 2, 3, 1], [0, 2, 3, 4]] and found.mask.sum(1).tolist() == [3, 4]
+    assert "has 5 tokens where 4 fit; cut off: 'd'" in caplog.text
 
 
 def test_texts_are_cleaned_as_wan_cleans_prompts():

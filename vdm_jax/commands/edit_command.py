@@ -20,8 +20,8 @@ from vdm_jax.configuration import Count, Guidance, Positive, Range, SamplingStep
 from vdm_jax.errors import UserError
 from vdm_jax.runs.manifest import Damaged
 
-METHOD = Literal["sdedit", "ddim", "null_text", "prompt_to_prompt", "ddpm", "tune_a_video", "text2video_zero",
-                 "controlvideo", "rerender"]
+METHOD = Literal["sdedit", "ddim", "null_text", "prompt_to_prompt", "fatezero", "ddpm", "tune_a_video",
+                 "text2video_zero", "controlvideo", "rerender"]
 Refinements = Annotated[int, Range(least=0, most=100)]
 Window = Annotated[int, Range(least=3)]
 
@@ -39,7 +39,8 @@ class Edit:
     Methods: sdedit adds noise and samples with the prompt (Meng et al. 2021). ddim inverts the video to the noise that
     DDIM makes it of, with --source-prompt, and samples from there with the prompt. null_text also optimises the null
     caption of every step, so that guidance leads back to the video (Mokady et al. 2022). prompt_to_prompt is ddim with
-    the cross-attention of --source-prompt in the first steps (Hertz et al. 2022). ddpm keeps the noise of every step
+    the cross-attention of --source-prompt in the first steps (Hertz et al. 2022). fatezero takes that of the inversion,
+    and self-attention too but where VIDEO shows what --blend names (Qi et al. 2023). ddpm keeps the noise of every step
     instead (edit-friendly inversion, Huberman-Spiegelglas et al. 2023). tune_a_video inverts without a prompt, with a
     MODEL trained on VIDEO (configs/tune_a_video, Wu et al. 2022). text2video_zero lets the frames of an image model see
     the first one (Khachatryan et al. 2023); --control says how they move. controlvideo lets them all see each other and
@@ -65,7 +66,7 @@ class Edit:
     model: str  # run directory or name, or a released model's folder
     prompt: str = ""  # what the video shall show
     method: METHOD = "ddim"
-    # ddim, ddpm: what it shows, by default not said; null_text and prompt_to_prompt need it
+    # ddim, ddpm: what it shows, by default not said; null_text, prompt_to_prompt and fatezero need it
     source_prompt: str | None = None
     # Share of the steps that are made: one number, or one for each stage. By default 0.6 of sdedit, 0.64 of ddpm, else
     # 1, which for text2video_zero, controlvideo and rerender is to begin with noise; 0 leaves the video as it is
@@ -73,9 +74,15 @@ class Edit:
     # ddim, null_text: further evaluations of each step of the inversion, 3 and 0 by default
     refinements: Refinements | None = None
     iterations: Count | None = None  # null_text: of the optimisation at each step, 10 by default
-    # prompt_to_prompt: share of the steps, the first ones, with the cross-attention of --source-prompt, 0.8 by default
+    # prompt_to_prompt, fatezero: share of the steps, the first ones, with the cross-attention of --source-prompt, by
+    # default 0.8
     cross_replace: Share | None = None
-    weight: tuple[str, ...] = ()  # prompt_to_prompt: WORD=FACTOR of how much a word of --prompt is attended to
+    weight: tuple[str, ...] = ()  # prompt_to_prompt, fatezero: WORD=FACTOR of attention to a word of --prompt
+    self_replace: Share | None = None  # fatezero: the same of self-attention, 0.8 by default
+    # fatezero: words of --source-prompt whose places keep their own self-attention; by default those that differ
+    blend: tuple[str, ...] | None = None
+    # fatezero: share of the largest attention to these words from which a place is theirs, 0.3 by default
+    threshold: Share | None = None
     # controlvideo: steps after which frames are smoothed, counted from the end, 20 19 by default; none: no smoother
     smooth: tuple[Count, ...] | None = None
     hierarchical: bool = False  # controlvideo: from key frames, for videos of more than 64 frames
@@ -87,6 +94,7 @@ class Edit:
     shape: tuple[Share, ...] | None = None
     pixel: tuple[Share, ...] | None = None
     colour: tuple[Share, ...] | None = None
+    poisson: bool = False  # rerender: blend the frames between key frames by their gradients too
     steps: SamplingSteps | None = None  # of the sampler, of every stage; each stage's own by default
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
@@ -111,15 +119,18 @@ class Edit:
     out: Path = Path("edited.mp4")  # .mp4, .gif or .png
 
 
-READ_BY = {"refinements": ("ddim", "null_text", "prompt_to_prompt", "tune_a_video"), "iterations": ("null_text",),
+READ_BY = {"refinements": ("ddim", "null_text", "prompt_to_prompt", "fatezero", "tune_a_video"),
+           "iterations": ("null_text",),
            "smooth": ("controlvideo",), "hierarchical": ("controlvideo",), "window": ("controlvideo",),
            "interval": ("rerender",), "shape": ("rerender",), "pixel": ("rerender",), "colour": ("rerender",),
-           "cross_replace": ("prompt_to_prompt",), "weight": ("prompt_to_prompt",),
+           "poisson": ("rerender",),
+           "cross_replace": ("prompt_to_prompt", "fatezero"), "weight": ("prompt_to_prompt", "fatezero"),
+           "self_replace": ("fatezero",), "blend": ("fatezero",), "threshold": ("fatezero",),
            "source_guidance": ("ddim", "prompt_to_prompt", "ddpm"),
-           "source_prompt": ("ddim", "null_text", "prompt_to_prompt", "ddpm")}
+           "source_prompt": ("ddim", "null_text", "prompt_to_prompt", "fatezero", "ddpm")}
 # Fields of methods
-OF_METHODS = ("refinements", "iterations", "cross_replace", "smooth", "hierarchical", "window", "interval", "shape",
-              "pixel", "colour")
+OF_METHODS = ("refinements", "iterations", "cross_replace", "self_replace", "blend", "threshold", "smooth",
+              "hierarchical", "window", "interval", "shape", "pixel", "colour", "poisson")
 
 
 def main(arguments: Sequence[str]) -> int:

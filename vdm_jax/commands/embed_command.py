@@ -47,6 +47,7 @@ class Embed:
     out: Path | None = None  # a new folder; for configs, by default, the one that the config reads
     length: Size | None = None  # tokens of a text at most; longer ones are cut, with a warning. By default the model's
     hidden: bool = False  # for pictures: hidden states before the last layer, for a resampler, and not the summary
+    last: bool = False  # with --hidden: those of the last layer, as DreamPose reads them
     batch_size: Count = 32  # captions or pictures at a time
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of the encoder; by default as it is stored
     data_dir: Path | None = None  # for configs: where prepared data lives; ~/.cache/vdm_jax/data by default
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
     options = parse(Embed, arguments, "vdm-jax embed")
     if Path(options.source).is_dir():
         return _pictures(options)
-    refuse_unused(options, ["hidden"], "with captions", "--hidden with a folder of pictures")
+    refuse_unused(options, ["hidden", "last"], "with captions", "them with a folder of pictures")
     captions, out = read_captions(options)
     check_folder(out.expanduser())
     if out.expanduser().exists():  # before the encoder is loaded
@@ -82,6 +83,8 @@ def _pictures(options: Embed) -> int:
     from vdm_jax.data.video_folder import pictures_below
 
     refuse_unused(options, ["length", "data_dir"], f"with a folder ({options.source}) as source", "them with captions")
+    if not options.hidden:
+        refuse_unused(options, ["last"], "without --hidden", "both, or none")
     files = pictures_below(options.source, "source")
     if options.out is None:
         raise UserError("--out=None is not valid for a folder of pictures; permitted: a folder", "Embed.out")
@@ -89,8 +92,8 @@ def _pictures(options: Embed) -> int:
     encoder = PictureEncoder(options.encoder, dtype=options.dtype, mesh=options.mesh)
     with rich.progress.Progress(console=log_console(), disable=not log_console().is_terminal) as bar:
         task = bar.add_task("encoding pictures", total=len(files))
-        out = embed_pictures(encoder, files, options.out, hidden=options.hidden, batch_size=options.batch_size,
-                             progress=lambda done: bar.update(task, completed=done))
+        out = embed_pictures(encoder, files, options.out, hidden=options.hidden, last=options.last,
+                             batch_size=options.batch_size, progress=lambda done: bar.update(task, completed=done))
     print(f"{out}: {len(files)} pictures, {encoder.width(options.hidden)} channels")
     return 0
 

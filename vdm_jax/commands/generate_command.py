@@ -43,8 +43,8 @@ MotionBucket = Annotated[int, Range(least=0, most=255)]
 @dataclasses.dataclass(frozen=True)
 class Generate:
     """Generate with released weights: pictures of texts (Stable Diffusion 1.x and 2.x) and control maps (ControlNet),
-    videos of texts (ModelScope, AnimateDiff, Wan, CogVideoX, LTX-Video), or videos that begin with a picture (Stable
-    Video Diffusion, and Wan's image-to-video models and its 5B model with a text too).
+    videos of texts (ModelScope, AnimateDiff, Wan, CogVideoX, LTX-Video, HunyuanVideo), or videos that begin with a
+    picture (Stable Video Diffusion, and with a text too LTX-Video, Wan's image-to-video models and its 5B model).
 
     FOLDER is local, in the layout of diffusers (with model_index.json and .safetensors files); nothing is downloaded.
     The scheduler is that of the folder unless --scheduler names another. What is not given is what the model's authors
@@ -64,7 +64,9 @@ class Generate:
         --controlnet-frame-indices 0 15
       vdm-jax generate Wan2.1-T2V-1.3B-Diffusers --prompt "a cat on a surfboard" --num-frames 33 --dtype bfloat16
       vdm-jax generate CogVideoX-5b --prompt "a panda plays a guitar" --scheduler cogvideox_dpm --dynamic-guidance
+      vdm-jax generate HunyuanVideo --prompt "a cat on the grass" --num-frames 61 --dtype bfloat16
       vdm-jax generate LTX-Video --prompt "a clownfish between corals" --num-frames 97 --dtype bfloat16
+      vdm-jax generate LTX-Video --prompt "the boat leaves" --image boat.jpg --num-frames 97 --dtype bfloat16
       vdm-jax generate Wan2.1-I2V-14B-480P-Diffusers --prompt "the boat leaves" --image boat.jpg --dtype bfloat16
       vdm-jax generate stable-video-diffusion-img2vid --image boat.jpg --motion-bucket-id 60 --fps 10 --out boat.gif
     """
@@ -99,8 +101,8 @@ class Generate:
     # ddim, ddpm, deis, dpm++, dpm++_3m, dpm++_sde, euler, euler_ancestral, heun, lms, pndm, unipc, cogvideox_dpm, ...;
     # the folder's by default
     scheduler: str | None = None
-    # Wan, CogVideoX and LTX-Video: keep what the blocks add from step to step. One number N evaluates all of them at
-    # every N-th step, several are the numbers of these steps, from 0
+    # Wan, CogVideoX, LTX-Video and HunyuanVideo: keep what the blocks add from step to step. One number N evaluates all
+    # of them at every N-th step, several are the numbers of these steps, from 0
     cache: tuple[CountOrZero, ...] = ()
     # Or: all of them once the plain relative changes of the noise level's embedding add up to this; thresholds
     # published with a model's polynomial do not transfer
@@ -114,14 +116,17 @@ class Generate:
     high_noise_guidance_scale: Guidance | None = None  # Wan 2.2 A14B: that of the expert for much noise, 4 by default
     max_guidance_scale: Guidance | None = None  # picture: of the last frame, 3 by default, linear between
     num_per_prompt: Count | None = None  # text: how many of each prompt
-    # Frames per second; by default 7 (Stable Video Diffusion), 16 (Wan, CogVideoX1.5), 25 (LTX-Video) or 8. LTX-Video
-    # and Stable Video Diffusion are conditioned on it too
+    # Frames per second; by default 7 (Stable Video Diffusion), 16 (Wan, CogVideoX1.5), 24 (HunyuanVideo), 25
+    # (LTX-Video) or 8. LTX-Video and Stable Video Diffusion are conditioned on it too
     fps: Count | None = None
     motion_bucket_id: MotionBucket | None = None  # picture: how much moves, 1 to 255; 127 by default
     noise_aug_strength: NonNegative | None = None  # picture: noise on it, 0.02 by default; more lets the video leave it
     decode_chunk_size: Size | None = None  # frames decoded at a time; all by default, fewer take less memory
     decode_timestep: Share | None = None  # LTX-Video from 0.9.1 on: time of the decoder, 0.05 by default
     decode_noise_scale: ShareBelowOne | None = None  # and the share of noise in what it decodes, 0.025 by default
+    # CogVideoX, LTX-Video and HunyuanVideo: pixels of a side of the tiles that are decoded one by one, and blended over
+    # a quarter of them; whole frames by default, tiles take less memory
+    decode_tile_size: Size | None = None
     lora: LORA = ()
     seed: Seed = 0
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of weights and activations; as stored by default

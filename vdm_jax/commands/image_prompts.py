@@ -18,7 +18,7 @@ def check_image_prompt(options: Any) -> None:
     """Refuse files that are not there, and options without pictures, before anything is loaded. Raises `UserError`."""
     for path in options.image_prompt:
         if not path.is_file():
-            raise UserError(f"--image-prompt={path} is not a file; permitted: a picture")
+            raise UserError(f"--image-prompt={path} is not a file; permitted: a picture, or a .npy file of faces")
     for name in OTHERS:
         if (value := getattr(options, name)) is not None and not options.image_prompt:
             raise UserError(f"--{name.replace('_', '-')}={value} is for --image-prompt; permitted: --image-prompt FILE "
@@ -50,24 +50,26 @@ def image_prompted(options: Any, generator: Generator, prompts: ImagePrompts | N
     pictures = [str(path) for path in files for _ in range(options.count)]
     if prompts is not None:
         return prompts.arguments(pictures, options.image_prompt_scale)
-    found = [(entry.width, getattr(stage.network, "image_projection", None)) for stage in generator.experiment.stages
+    found = [(entry.width, stage.network) for stage in generator.experiment.stages
              for entry in stage.network.conditions if entry.name == "image_prompt"]
     if len(found) != 1:
         raise UserError(f"--image-prompt={options.image_prompt[0]}: {len(found)} networks of the run take image "
                         "prompts; permitted: a run of which one does, or --image-prompt-adapter FILE")
-    (width, projection), = found
+    (width, network), = found
+    projection, adapter = (getattr(network, name, None) for name in ("image_projection", "picture_adapter"))
     data = getattr(generator.experiment.data, "data", generator.experiment.data)
     where = getattr(data, "image_prompts", None)
     made = None if where is None else read_made(Path(where).expanduser())
     if made is None and options.image_encoder is None:
         raise UserError("--image-encoder is missing: the run does not say which encoder its image prompts were made "
                         "with; permitted: the folder of that")
-    reads = projection is not None and bool(projection.layers)
-    hidden = reads if made is None else made.hidden
-    if projection is not None and hidden != reads:
+    reads = adapter is not None or (projection is not None and projection.hidden_states)
+    hidden, last = (reads, adapter is not None) if made is None else (made.hidden, made.last)
+    if (projection is not None or adapter is not None) and hidden != reads:
         what = ("a summary of each picture", "hidden states")
-        raise UserError(f"{where} holds {what[hidden]} (hidden={hidden}), and the run's image_projection reads "
+        reader = "image_projection" if adapter is None else "picture_adapter"
+        raise UserError(f"{where} holds {what[hidden]} (hidden={hidden}), and the run's {reader} reads "
                         f"{what[reads]}; permitted: a folder of vdm-jax embed {'with' if reads else 'without'} "
                         "--hidden", "image_prompt.record")
     encoder = open_encoder(options.image_encoder or made.encoder, width, hidden)
-    return picture_arguments(encoder, pictures, options.image_prompt_scale, hidden)
+    return picture_arguments(encoder, pictures, options.image_prompt_scale, hidden, last)

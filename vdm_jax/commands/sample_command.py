@@ -254,12 +254,12 @@ def referenced(options: Sample, experiment: Any) -> Any:
     if not options.reference:
         return None
     stages = [(stage, r) for stage in experiment.stages for r in stage.network.references if r.patch]
-    stages += [(stage, None) for stage in experiment.stages if stage.network.reference_net]
+    stages += [(stage, None) for stage in experiment.stages if stage.network.reference_picture]
     names = {"picture" if reference is None else reference.name for _, reference in stages}
     if len(names) != 1:
         raise UserError(f"--reference={options.reference[0]}: networks of the run take "
                         f"{', '.join(sorted(names)) or 'no reference pictures'}; permitted: it for one reference that "
-                        "is made of pictures (Reference.patch, reference_net)")
+                        "is made of pictures (Reference.patch, reference_net, picture_adapter)")
     return {names.pop(): _pictures("reference", options, stages[-1][0].video)}
 
 

@@ -40,6 +40,11 @@ class Conditioned(Protocol):
     conditions: tuple[Input, ...] = ()  # further conditions
 
     @property
+    def reference_picture(self) -> bool:
+        """Whether it takes a reference picture: that second network, or tokens that are made of the picture."""
+        return self.reference_net
+
+    @property
     def scalar_defaults(self) -> dict[str, float]:
         """Scalars of videos of which nothing else is said."""
         return {}

@@ -56,7 +56,11 @@ class ControlMap(InputCondition):
         if frames and frames[0] % wanted:
             raise UserError(f"{self.name} of {frames[0]} frames given for stage {stage.name!r}; permitted: {wanted}, "
                             f"the frames of its videos, or {2 * wanted}, {3 * wanted}, ...", "control.frames")
-        return super().of_request(stage, request) | {"scalars": self._options(request)}
+        found, options = super().of_request(stage, request), self._options(request)
+        if options and not found:
+            raise UserError(f"{', '.join(options)} given without {self.name} for stage {stage.name!r}; permitted: "
+                            "both, or none")
+        return found | {"scalars": options}
 
     def check_range(self, stage: Stage, given: Any) -> None:
         """Raise `UserError` for floats beyond `bounds`."""
@@ -148,6 +152,16 @@ def at_step(
             inside = (step >= start * count - rounding) & (step + 1 <= end * count + rounding)
             found[f"{name}_scale"] = jnp.where(inside, conditioning.scalars[f"{name}_scale"], 0)
     return conditioning.adding({"scalars": found})
+
+
+def of_last_steps(conditioning: Conditioning, made: int, steps: int) -> Conditioning:
+    """The conditioning of a sampler of which only the last `made` of so many steps are made (SDEdit): the intervals of
+    its maps, which are shares of the steps that are made, as shares of all of them."""
+    def of_all(share: Array) -> Array:
+        return (steps - made + share * made) / steps
+
+    found = {key: of_all(share) for key, share in conditioning.scalars.items() if key.endswith(("_start", "_end"))}
+    return conditioning.adding({"scalars": found}) if found else conditioning
 
 
 def without_guessed(conditioning: Conditioning) -> Conditioning:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool
 
-from vdm_jax.conditions.conditioning import Conditioning, Network, Request, Stage, nulled
+from vdm_jax.conditions.conditioning import Conditioning, Network, Request, Sizes, Stage, nulled
 from vdm_jax.conditions.inputs import InputCondition
 from vdm_jax.configuration import NonNegative, check_value
 from vdm_jax.errors import UserError
@@ -30,6 +31,12 @@ class ImagePromptVectors(InputCondition):
 
     def __init__(self):
         self.fields = (IMAGE_PROMPT, NULL)
+
+    def example(self, network: Network, sizes: Sizes, grid: tuple[int, ...]) -> tuple[int, ...]:
+        """Of a network that makes tokens of a picture the hidden states that it reads."""
+        adapter = getattr(network, "picture_adapter", None)
+        sizes = sizes if adapter is None else dataclasses.replace(sizes, tokens=adapter.tokens)
+        return super().example(network, sizes, grid)
 
     def needed(self, network: Network) -> tuple[str, ...]:
         """The vectors, by networks without keys and values of their own for them."""

@@ -7,12 +7,12 @@ take it. Networks need not change.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 
 from vdm_jax.conditions.conditioning import (
     CONDITIONS,
@@ -29,7 +29,7 @@ from vdm_jax.conditions.conditioning import (
     nulled,
 )
 from vdm_jax.conditions.low_resolution import cut_windows, scales_of
-from vdm_jax.configuration import Width, config
+from vdm_jax.configuration import Size, Width, config
 from vdm_jax.errors import UserError
 from vdm_jax.video.arrays import resize, subsample_frames
 
@@ -46,6 +46,12 @@ class Input:
     width: Width  # channels of its array
     # In which way it enters, of those for an array of its form; None: its own
     enters: Literal["channels", "residuals", "features", "tokens"] | None = None
+    # Clips and requests may come without it, and nothing is added then; of residuals only. A plan has clips without it
+    optional: bool = False
+    # Maps that enter as channels: those of so many frames around each one, the earliest first; beyond the first and the
+    # last frame its own (DreamPose: Karras et al. 2023, arXiv 2304.06025: 5)
+    window: Size = 1
+    channels: Width | None = None  # of a map that enter so, the first ones; None: all
 
     def __post_init__(self):
         found = [name for name, condition in CONDITIONS.items() if isinstance(condition, InputCondition)]
@@ -56,6 +62,13 @@ class Input:
         if self.way not in permitted:
             raise UserError(f"Input.enters={self.enters!r} of {self.name!r}, a {self.condition.form}; permitted: "
                             f"{', '.join(permitted)}, None")
+        if self.optional and self.way != "residuals":
+            raise UserError(f"Input.optional=True of {self.name!r}, which enters as {self.way}; permitted: residuals")
+        if (self.window > 1 or self.channels) and (self.way != "channels" or not self.window % 2
+                                                   or (self.channels or 0) > self.width):
+            raise UserError(f"Input.window={self.window} with channels={self.channels} of {self.name!r} of width="
+                            f"{self.width}, which enters as {self.way}; permitted: with channels, an odd window, and "
+                            "up to the width", "Input.window")
 
     @property
     def condition(self) -> InputCondition:
@@ -66,6 +79,30 @@ class Input:
     def way(self) -> Way:
         """In which it enters this network."""
         return self.enters or self.condition.enters
+
+    @property
+    def stacked(self) -> int:
+        """Channels with which its maps enter."""
+        return self.window * (self.channels or self.width)
+
+    def around(self, maps: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C2"]:
+        """Its maps as they enter along the channels."""
+        maps, frames = maps[..., : self.channels], np.arange(maps.shape[1])
+        parts = []
+        for offset in range(-(self.window // 2), self.window // 2 + 1):
+            place = frames + offset
+            inside = (place >= 0) & (place < len(frames))
+            parts.append(maps[:, np.where(inside, place, frames)] if offset else maps)
+        return jnp.concatenate(parts, axis=-1)
+
+
+def check_uncut(conditions: Sequence[Input], cut: str) -> None:
+    """Raise `UserError` for maps of the frames around each one where a video is made in parts, as `cut` says: a part
+    has no maps of the frames beyond it."""
+    for entry in conditions:
+        if entry.window > 1:
+            raise UserError(f"{cut} with Input.window={entry.window} of {entry.name!r}, which asks for maps of frames "
+                            "beyond each part; permitted: videos made at once, or Input.window=1", "Input.window")
 
 
 def map_fields() -> tuple[str, ...]:
@@ -101,8 +138,8 @@ class InputCondition(Condition):
         return any(entry.name == self.name for entry in network.conditions)
 
     def needed(self, network: Network) -> tuple[str, ...]:
-        """The array of its name."""
-        return (f"inputs/{self.name}",)
+        """The array of its name, unless it is optional."""
+        return () if self.entry(network).optional else (f"inputs/{self.name}",)
 
     def entry(self, network: Network) -> Input:
         """What the network says of it."""
@@ -128,7 +165,7 @@ class InputCondition(Condition):
     def batch_shapes(self, stage: Stage, sizes: Sizes) -> Shapes:
         """Maps of the size of the data set's clips."""
         shape = self.example(stage.network, sizes, sizes.clip)
-        return {} if self.of_video else {self.name: (shape, self.dtype)}
+        return {} if self.of_video or self.entry(stage.network).optional else {self.name: (shape, self.dtype)}
 
     def value(self, stage: Stage, given: Array) -> Array:
         """What is given of clips `[B, ...]` as the network takes it, maps still in the size of the stage's video."""
@@ -141,8 +178,10 @@ class InputCondition(Condition):
         return given[:, None] if self.form == "tokens" else given
 
     def of_batch(self, stage: Stage, batch: Mapping[str, Array]) -> dict[str, Any]:
-        """The field of its name. Raises `UserError` where the batch has none."""
+        """The field of its name. Raises `UserError` where the batch has none, unless it is optional."""
         field = "video" if self.of_video else self.name
+        if field not in batch and self.entry(stage.network).optional:
+            return {}
         if field not in batch:
             raise UserError(f"stage {stage.name!r} takes {self.name!r}, but the batch has none; permitted: a data set "
                             f"whose clips have the field {self.name!r}")
@@ -150,6 +189,8 @@ class InputCondition(Condition):
 
     def in_training(self, conditioning: Conditioning, clips: TrainingClips) -> dict[str, Any]:
         """Maps are cut with the clips' windows; those of appended images are zero."""
+        if not self.present(conditioning):
+            return {}
         value = conditioning.inputs[self.name]
         if self.form == "frames":
             return {"inputs": {self.name: _of_frames(value, clips.x.shape[1] - clips.images)}}
@@ -171,8 +212,11 @@ class InputCondition(Condition):
         return (self.name,) if self.form in ("map", "frames") else ()
 
     def of_request(self, stage: Stage, request: Request) -> dict[str, Any]:
-        """The array that is given for each caption. Raises `UserError` for another shape."""
+        """The array that is given for each caption. Raises `UserError` for another shape, and for none unless it is
+        optional."""
         given = request.get(self.name)
+        if given is None and self.entry(stage.network).optional:
+            return {}
         wanted = {"map": "[{0}, frames, height, width, {1}]", "vector": "[{0}, {1}]",
                   "tokens": "[{0}, tokens, {1}]", "frames": "[{0}, frames, {1}]"}[self.form]
         width = 3 if self.of_video else self.entry(stage.network).width
@@ -189,6 +233,8 @@ class InputCondition(Condition):
 
     def in_sampling(self, conditioning: Conditioning, videos: SampledVideos) -> dict[str, Any]:
         """Maps in the size of what the network, or its branch, sees; vectors of its frames."""
+        if not self.present(conditioning):
+            return {}
         if self.form == "frames":
             return {"inputs": {self.name: _of_frames(conditioning.inputs[self.name], videos.shape[1])}}
         if self.form != "map":
@@ -221,10 +267,17 @@ def fitted(value: Array, frames: int, height: int, width: int) -> Array:
     return resize(subsample_frames(value, frames), height, width, "area")
 
 
-def check_conditions(kind: str, conditions: tuple[Input, ...], ways: tuple[Way, ...]) -> None:
-    """Raise `UserError` for a further condition that is there twice, or enters in a way that a network has not."""
+def check_conditions(
+    kind: str, conditions: tuple[Input, ...], ways: tuple[Way, ...], latent: bool = False
+) -> None:
+    """Raise `UserError` for a further condition that is there twice, enters in a way that a network has not, or has an
+    option of a `LatentNetwork` where a network is none (`latent`)."""
     names = [entry.name for entry in conditions]
     for entry in conditions:
+        for name, usual in (("optional", False), ("window", 1), ("channels", None)):
+            if getattr(entry, name) != usual and not latent:
+                raise UserError(f"{kind}.conditions={names}: {entry.name!r} has {name}={getattr(entry, name)}; "
+                                f"permitted: {usual}, or a LatentNetwork", f"Input.{name}")
         if names.count(entry.name) > 1 or entry.way not in ways:
             raise UserError(f"{kind}.conditions={names}: {entry.name!r} enters as {entry.way}; permitted: different "
                             f"conditions that enter as {', '.join(ways)} (Input.enters)")

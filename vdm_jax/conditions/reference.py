@@ -142,8 +142,9 @@ class References(Condition):
 
 class ReferencePicture(Condition):
     """A picture of what the video shows, or several: a second U-Net sees it, whose features are further keys and values
-    of the first one (ReferenceNet: Hu et al. 2023, arXiv 2311.17117). Where it is left out its latents are zeros, and
-    the first one sees none of the features."""
+    of the first one (ReferenceNet: Hu et al. 2023, arXiv 2311.17117), or its latents become tokens next to those of an
+    image prompt (`networks/picture_adapter.py`). Where it is left out its latents are zeros, and the first one sees
+    none of the features, or of the image prompt."""
 
     name = PICTURE
     enters = "features"
@@ -151,8 +152,8 @@ class ReferencePicture(Condition):
     guidance = "prompt"
 
     def taken(self, network: Network) -> bool:
-        """Where it has such a second U-Net."""
-        return network.reference_net
+        """Where it has such a second U-Net, or makes tokens of the picture."""
+        return network.reference_picture
 
     def needed(self, network: Network) -> tuple[str, ...]:
         """The picture."""

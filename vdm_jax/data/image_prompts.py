@@ -26,6 +26,7 @@ class Made:
 
     encoder: str  # folder of the encoder
     hidden: bool
+    last: bool = False  # hidden states of the last layer, and not of the one before it
 
 
 def read_made(folder: Path) -> Made | None:
@@ -35,8 +36,8 @@ def read_made(folder: Path) -> Made | None:
         return None
     try:
         made = Made(**read_json(path))
-        if not isinstance(made.encoder, str) or not isinstance(made.hidden, bool):
-            raise TypeError("encoder or hidden")
+        if not isinstance(made.encoder, str) or not isinstance(made.hidden, bool) or not isinstance(made.last, bool):
+            raise TypeError("encoder, hidden or last")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a readable record of image prompts ({error}); permitted: the file that vdm-jax "
                         "embed writes", "image_prompt.record") from error
@@ -68,11 +69,15 @@ class VectorFolder:
         return {"image_prompt": self._read(f"{name}.npy"), **null}
 
     def _read(self, name: str) -> Float[np.ndarray, "M C"]:
-        try:
-            array = np.lib.format.open_memmap(self.folder / name, mode="r")
-        except Exception as error:  # a damaged file can fail in any way
-            raise UserError(f"{self.folder / name}: not a readable array ({error})", "image_prompt.file") from error
-        if array.ndim != 2 or array.dtype.kind != "f" or not array.size:
-            raise UserError(f"{self.folder / name}: {array.dtype} {list(array.shape)}; permitted: floats [M, C]",
-                            "image_prompt.file")
-        return np.asarray(array, np.float32)
+        return read_vectors(self.folder / name)
+
+
+def read_vectors(path: Path) -> Float[np.ndarray, "M C"]:
+    """The vectors of a file. Raises `UserError` for a damaged one, and for other arrays."""
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")
+    except Exception as error:  # a damaged file can fail in any way
+        raise UserError(f"{path}: not a readable array ({error})", "image_prompt.file") from error
+    if array.ndim != 2 or array.dtype.kind != "f" or not array.size:
+        raise UserError(f"{path}: {array.dtype} {list(array.shape)}; permitted: floats [M, C]", "image_prompt.file")
+    return np.asarray(array, np.float32)

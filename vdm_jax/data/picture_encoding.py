@@ -51,10 +51,10 @@ class PictureEncoder:
         """Channels of the vectors."""
         return self.config.width if hidden else self.config.project or self.config.width
 
-    def __call__(self, pictures: Sequence[Image.Image], hidden: bool = False, rows: Count | None = None
-                 ) -> ImageVectors:
-        """The projected summary of each RGB picture, `[B, 1, C]`, or its hidden states before the last layer; `rows`
-        fills the batch up, so that one program serves all batches."""
+    def __call__(self, pictures: Sequence[Image.Image], hidden: bool = False, rows: Count | None = None,
+                 last: bool = False) -> ImageVectors:
+        """The projected summary of each RGB picture, `[B, 1, C]`, or its hidden states before the last layer, with
+        `last` after it; `rows` fills the batch up, so that one program serves all batches."""
         pixels = np.stack([_pixels(fit_square(picture, self.config.size)) for picture in pictures])
         parts = batch_parts(self.mesh)
         count = -(-max(rows or 0, len(pixels) + hidden) // parts) * parts
@@ -62,7 +62,8 @@ class PictureEncoder:
         filled[: len(pixels)] = pixels
         with jax.set_mesh(self.mesh):
             found = self._encode(self.params, jax.device_put(filled, batch_sharding(self.mesh)))
-        vectors = np.asarray(found.penultimate if hidden else found.pooled[:, None], np.float32)
+        states = found.tokens if last else found.penultimate
+        vectors = np.asarray(states if hidden else found.pooled[:, None], np.float32)
         return ImageVectors(vectors[: len(pixels)], vectors[-1] if hidden else np.zeros_like(vectors[0]))
 
 
@@ -78,13 +79,13 @@ def rgb(path: Path) -> Image.Image:
 
 def embed_pictures(
     encoder: PictureEncoder, files: Mapping[str, Path], out: str | Path, *, hidden: bool = False, batch_size: int = 32,
-    progress: Callable[[int], None] = lambda done: None,
+    last: bool = False, progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
     """The vectors of pictures by their names without endings, in a folder. Those that are there are not made again.
 
     Raises `UserError` for a picture that cannot be read, and a folder with vectors of another kind.
     """
-    out, made = Path(out).expanduser(), Made(str(encoder.folder.absolute()), hidden)
+    out, made = Path(out).expanduser(), Made(str(encoder.folder.absolute()), hidden, last)
     if (found := read_made(out)) not in (None, made):
         raise UserError(f"out={out} has vectors by {found}; permitted: a new folder, or the same encoder")
     out.mkdir(parents=True, exist_ok=True)
@@ -93,7 +94,7 @@ def embed_pictures(
     null = None if not hidden or (out / NULL).is_file() else True
     for done, names in _parts(missing, batch_size):
         pictures = [rgb(files[name]) for name in names]
-        vectors = encoder(pictures, hidden, rows=batch_size + hidden)
+        vectors = encoder(pictures, hidden, rows=batch_size + hidden, last=last)
         if null:
             _save(out / NULL, vectors.null)
             null = None

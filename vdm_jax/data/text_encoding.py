@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 PART = 4096  # captions that are encoded before they are safe on disk
 INDEX = "model_index.json"  # of a pipeline's folder
 # Class of a pipeline whose network was trained otherwise -> how
-PADDING: dict[str, Padding] = {"CogVideoXPipeline": "kept", "LTXPipeline": "seen"}
+PADDING: dict[str, Padding] = {
+    "CogVideoXPipeline": "kept", "LTXImageToVideoPipeline": "seen", "LTXPipeline": "seen"}
 
 
 def padding_of(folder: Path) -> Padding:

@@ -29,12 +29,19 @@ Trajectory = Float[Array, "steps B *rest"]
 
 def steps_from(steps: Step, strength: float) -> Step:
     """The last `int(strength n)` of n steps, numbered anew: those that SDEdit takes of a sampler's (Meng et al. 2021,
-    arXiv 2108.01073). A strength of 0 leaves none, 1 all. Raises `UserError` for a strength outside [0, 1]."""
+    arXiv 2108.01073). A strength of 0 leaves none, 1 all. Samplers of several steps begin without a memory, and what
+    they do by the number of all steps (lower orders at the end of few, churn) stays as it is. Raises `UserError` for a
+    strength outside [0, 1]."""
     check_value(strength, Share, "strength")
     count = len(steps.level)
-    first = count - int(count * strength)
+    first = skipped_steps(count, strength)
     part = jax.tree.map(lambda x: jnp.asarray(x)[first:], steps)
-    return part._replace(index=jnp.arange(count - first))
+    return part._replace(index=jnp.arange(count - first), skipped=jnp.full(count - first, first))
+
+
+def skipped_steps(count: int, strength: float) -> int:
+    """How many of so many steps come before the last ones that a strength makes."""
+    return count - int(count * strength)
 
 
 def diffused(x: Video, keys: Key[Array, " B"], steps: Step, process: Process, shared_noise: bool = False) -> Video:

@@ -74,7 +74,7 @@ class _Multistep(OnGrid):
         order = jnp.minimum(self.order, step.index + 1)
         for n, (later, earlier) in enumerate(zip((step.level, *levels), levels, strict=False)):
             order = jnp.where(later == earlier, jnp.minimum(order, n + 1), order)
-        return jnp.where(step.count < FEW, jnp.minimum(order, step.count - step.index), order) if few else order
+        return jnp.where(step.of_grid < FEW, jnp.minimum(order, step.count - step.index), order) if few else order
 
 
 @config
@@ -175,8 +175,9 @@ class UniPC(_Multistep):
         alpha_t, sigma_t = family.alpha_sigma(step.level)
         value = x_hat if self.predict == "x" else (z - alpha_t * x_hat) / sigma_t
         corrected = self._moved(before, history, step.level, order, family, value)
-        skipped = jnp.isin(step.index - 1, jnp.asarray(self.uncorrected or (-1,)))
-        z = jnp.where((step.index == 0) | skipped, z, corrected)
+        number = step.index + (step.of_grid - step.count)
+        plain = jnp.isin(number - 1, jnp.asarray(self.uncorrected or (-1,)))
+        z = jnp.where((step.index == 0) | plain, z, corrected)
         order = self._order(step, history[1])
         if self.lower_order_final:
             order = jnp.minimum(order, step.count - step.index)

@@ -192,7 +192,7 @@ class Heun(OnGrid):
         inside = (sigma >= self.churn_min) & (
             sigma <= (math.inf if self.churn_max is None else self.churn_max)
         )
-        growth = jnp.where(inside, min(self.churn / step.count, math.sqrt(2) - 1), 0.0)
+        growth = jnp.where(inside, jnp.minimum(self.churn / step.of_grid, math.sqrt(2) - 1), 0.0)
         level = step.level - 2 * jnp.log1p(growth)
         alpha_t, _ = family.alpha_sigma(step.level)
         alpha_up, sigma_up = family.alpha_sigma(level)

@@ -25,6 +25,12 @@ class Step(NamedTuple):
     count: int  # number of steps
     after: Scalar | None = None  # log-SNR that the next step reaches; infinity: it is none, or the last
     whole: Bool[Array, ""] | None = None  # the whole network is evaluated; None: the denoiser's own plan says it
+    skipped: Int[Array, ""] | None = None  # steps of the grid before these, which are not made; None: there are none
+
+    @property
+    def of_grid(self) -> int | Int[Array, ""]:
+        """Number of all steps of the grid, of which these are the last ones."""
+        return self.count if self.skipped is None else self.count + self.skipped
 
 
 @config

@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Float
 
 from vdm_jax.conditions.image_prompt import IMAGE_PROMPT, NULL, SCALE
 from vdm_jax.conditions.inputs import Input
+from vdm_jax.data.image_prompts import read_vectors
 from vdm_jax.data.picture_encoding import PART, PictureEncoder
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
@@ -28,9 +31,12 @@ from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.stages.stage import Stage
 from vdm_jax.weights.image_prompt_files import load_image_prompt
 
+Given = Picture | Float[np.ndarray, "M C"]  # a picture, or for adapters of faces vectors of these, or a file of them
+
 
 class ImagePrompts:
-    """An adapter in the file of its authors, and the image encoder that it was trained with.
+    """An adapter in the file of its authors, and the image encoder that it was trained with, which those of faces do
+    not need: what a recogniser makes of faces is given.
 
     Args:
       adapter: a safetensors file.
@@ -46,7 +52,11 @@ class ImagePrompts:
         if mesh is not None:
             shardings = parameter_shardings(self.adapter.params, mesh)
             self.adapter = dataclasses.replace(self.adapter, params=jax.device_put(self.adapter.params, shardings))
-        self.encoder = open_encoder(encoder or _next_to(Path(adapter)), self.projection.width, self.hidden)
+        if self.faces and encoder is not None:
+            raise UserError(f"image encoder {encoder} for an adapter of faces, which reads what a recogniser makes of "
+                            "them; permitted: none", "image_prompt.encoder")
+        self.encoder = None if self.faces else open_encoder(
+            encoder or _next_to(Path(adapter)), self.projection.width, self.hidden)
 
     @property
     def projection(self) -> ImageProjection:
@@ -56,7 +66,27 @@ class ImagePrompts:
     @property
     def hidden(self) -> bool:
         """Whether it reads hidden states, and not summaries."""
-        return bool(self.projection.layers)
+        return self.projection.hidden_states
+
+    @property
+    def faces(self) -> bool:
+        """Whether it reads vectors of faces, and not pictures."""
+        return self.projection.vectors == "faces"
+
+    def opened(self, given: Given | Sequence[Given]) -> list[Any]:
+        """What is given as pictures, or vectors `[M, C]` of the faces of each video. Raises `UserError` for what is
+        neither."""
+        if not self.faces:
+            return open_pictures(given)
+        single = isinstance(given, str | os.PathLike) or (isinstance(given, np.ndarray) and given.ndim < 3)
+        return [self._vectors(one) for one in ([given] if single else given)]
+
+    def _vectors(self, given: Any) -> Float[np.ndarray, "M C"]:
+        found = read_vectors(Path(given)) if isinstance(given, str | os.PathLike) else np.atleast_2d(given)
+        if found.ndim != 2 or found.dtype.kind != "f" or found.shape[1] != self.projection.width:
+            raise UserError(f"image_prompt of {found.dtype} {list(found.shape)}; permitted: vectors of faces "
+                            f"[M, {self.projection.width}], or a .npy file of them", "image_prompt")
+        return found.astype(np.float32)
 
     def joined_stage(self, stage: Stage, params: Any) -> tuple[Stage, Any]:
         """A stage and its parameters with the adapter. Raises `UserError` for a stage of another kind of network, or of
@@ -81,16 +111,24 @@ class ImagePrompts:
         experiment = dataclasses.replace(generator.experiment, stages=(stage, *others))
         return generator.of(experiment, {**generator.params, first.name: params})
 
-    def arguments(self, pictures: Sequence[Picture], scale: float | None = None) -> dict[str, Any]:
-        """What a generator is called with: one picture for each video. Raises `UserError` for what is no picture."""
+    def arguments(self, pictures: Sequence[Given], scale: float | None = None) -> dict[str, Any]:
+        """What a generator is called with: one picture, or vectors of faces, for each video. Raises `UserError` for
+        what is none, and different numbers of faces."""
+        if self.faces:
+            vectors = self.opened(list(pictures))
+            if len({len(one) for one in vectors}) > 1:
+                raise UserError(f"image_prompt of {[len(one) for one in vectors]} faces; permitted: as many for each "
+                                "video", "image_prompt")
+            return {IMAGE_PROMPT: np.stack(vectors), NULL: np.zeros_like(vectors[0]), SCALE: scale}
         return picture_arguments(self.encoder, pictures, scale, self.hidden)
 
 
 def picture_arguments(
-    encoder: PictureEncoder, pictures: Sequence[Picture], scale: float | None = None, hidden: bool = False
+    encoder: PictureEncoder, pictures: Sequence[Picture], scale: float | None = None, hidden: bool = False,
+    last: bool = False,
 ) -> dict[str, Any]:
     """The vectors of pictures, one for each video, and how much they count."""
-    made = encoder(open_pictures(list(pictures)), hidden)
+    made = encoder(open_pictures(list(pictures)), hidden, last=last)
     return {IMAGE_PROMPT: made.vectors, NULL: np.asarray(made.null), SCALE: scale}
 
 

@@ -48,7 +48,7 @@ def stacked(spec: Any, z: Array, conditioning: Conditioning, conditioning_latent
         parts.append(conditioning.low_resolution)
     if spec.first_frame:
         parts.append(jnp.broadcast_to(conditioning.image, (*z.shape[:4], conditioning.image.shape[-1])))
-    parts += [conditioning.inputs[entry.name] for entry in spec.entering("channels")]
+    parts += [entry.around(conditioning.inputs[entry.name]) for entry in spec.entering("channels")]
     return jnp.concatenate(parts, axis=-1)
 
 

@@ -21,7 +21,7 @@ from jaxtyping import Array, Float, Int
 from vdm_jax.attention import WithExtraKeys
 from vdm_jax.conditions.conditioned import FrameNoise
 from vdm_jax.conditions.conditioning import Conditioning
-from vdm_jax.conditions.image_prompt import IMAGE_PROMPT, SCALE
+from vdm_jax.conditions.image_prompt import IMAGE_PROMPT, NULL, SCALE
 from vdm_jax.conditions.inputs import Input, check_conditions
 from vdm_jax.conditions.reference import PICTURE, SEEN, Reference
 from vdm_jax.conditions.scalars import WEIGHT
@@ -38,15 +38,12 @@ from vdm_jax.networks.backbone import Backbone
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
 from vdm_jax.networks.image_prompt import ImageProjection, ImageProjectionNetwork
-from vdm_jax.networks.latent_unet import (
-    LatentUNet,
-    LatentUNetNetwork,
-    image_unet,
-    reference_net_of,
-    reference_tokens,
-)
+from vdm_jax.networks.latent_checks import check_branches, check_frames
+from vdm_jax.networks.latent_unet import LatentUNet, image_unet, reference_net_of
 from vdm_jax.networks.latent_unet_blocks import Control, ImagePrompt
+from vdm_jax.networks.latent_unet_network import LatentUNetNetwork, reference_tokens
 from vdm_jax.networks.layers import Dense
+from vdm_jax.networks.picture_adapter import PictureAdapter, PictureAdapterNetwork
 from vdm_jax.networks.pose_guider import PoseGuider, PoseGuiderNetwork
 from vdm_jax.networks.skips import Deep
 from vdm_jax.networks.sound import SoundTokens, grouped
@@ -95,6 +92,8 @@ class LatentNetwork(Backbone):
     image_projection: ImageProjection | None = None
     # A second U-Net of its image layers sees a reference picture, whose features a `WithExtraKeys` spatial pattern sees
     reference_net: bool = False
+    # Of the condition `image_prompt`, whose hidden states and the latents of the reference picture become its tokens
+    picture_adapter: PictureAdapter | None = None
     # Class of the U-Net that says which of several frame rates it makes; None: no such classes
     rate: WidthOrZero | None = None
 
@@ -113,80 +112,15 @@ class LatentNetwork(Backbone):
         if "noise" in self.scalars and not self.first_frame:
             raise UserError("LatentNetwork.scalars has 'noise', that on the first frame, with first_frame=False; "
                             "permitted: first_frame=True")
-        check_conditions("LatentNetwork", self.conditions, ("channels", "tokens", "residuals"))
-        self._check_branches()
-        self._check_frames()
+        check_conditions("LatentNetwork", self.conditions, ("channels", "tokens", "residuals"), latent=True)
+        check_branches(self)
+        check_frames(self)
         classes = 0 if self.low_resolution_steps is None else self.low_resolution_steps.steps
         own = bool(self.frame_noise_steps) or self.rate is not None
         if not own and (unet.classes != classes or (classes and not self.low_resolution)):
             raise UserError(f"LatentNetwork.low_resolution_steps={self.low_resolution_steps} with low_resolution="
                             f"{self.low_resolution} for a U-Net of {unet.classes} classes; permitted: a table of as "
                             "many steps for a network that takes a low-resolution video")
-
-    def _check_branches(self) -> None:
-        """Raise `UserError` for tokens that nothing attends to, and ControlNets of other sizes than the U-Net or for
-        other conditions than there are."""
-        unet, entries = self.unet, self.entering("residuals")
-        if self.entering("tokens") and not unet.token_channels:
-            raise UserError(f"LatentNetwork.conditions={[entry.name for entry in self.entering('tokens')]} as tokens "
-                            "for a U-Net of token_channels=0, which attends to none; permitted: channels, residuals")
-        widths, found = [e.width for e in entries], [net.hint_channels for net in self.control_nets]
-        if widths != found:
-            raise UserError(f"LatentNetwork.control_nets of hint_channels={found} for conditions that enter as "
-                            f"residuals, {[entry.name for entry in entries]} of width={widths}; permitted: one for "
-                            "each, of its width", "LatentNetwork.control_nets")
-        for net in self.adapters:
-            if net.widths != unet.widths:
-                raise UserError(f"LatentNetwork.control_nets: T2IAdapter.widths={net.widths} for a U-Net of "
-                                f"{unet.widths}; permitted: the same", "LatentNetwork.control_nets")
-        for net in (net for net in self.control_nets if isinstance(net, PoseGuider)):
-            if net.features != unet.widths[0]:
-                raise UserError(f"LatentNetwork.control_nets: PoseGuider.features={net.features} for a U-Net of "
-                                f"{unet.widths}; permitted: {unet.widths[0]}", "LatentNetwork.control_nets")
-        for name in ("in_channels", "widths", "blocks", "token_channels", "classes"):
-            for net in (net for net in self.control_nets if isinstance(net, ControlNet | SparseControlNet)):
-                if getattr(net.unet, name) != getattr(unet, name):
-                    raise UserError(f"LatentNetwork.control_nets: unet.{name}={getattr(net.unet, name)} for a U-Net of "
-                                    f"{getattr(unet, name)}; permitted: the same, as control_net_of(unet) has it",
-                                    "LatentNetwork.control_nets")
-        self._check_image_prompt()
-        if self.reference_net and not (unet.referenced and unet.in_channels == unet.out_channels):
-            raise UserError(f"LatentNetwork.reference_net=True for a U-Net of in_channels={unet.in_channels}, "
-                            f"out_channels={unet.out_channels}, spatial_pattern={unet.spatial_pattern}; permitted: as "
-                            "many in as out, and WithExtraKeys(inner=Spatial())")
-
-    def _check_image_prompt(self) -> None:
-        """Raise `UserError` for a projection, a condition and a U-Net of which one knows no image prompt."""
-        entry, spec = next((e for e in self.conditions if e.name == IMAGE_PROMPT), None), self.image_projection
-        found = entry and entry.width, self.unet.image_prompt, self.unet.token_channels
-        if found != ((spec.width, True, spec.token_channels) if spec is not None else
-                     (entry and self.unet.token_channels, False, self.unet.token_channels)):
-            raise UserError(f"LatentNetwork.image_projection={spec} with conditions={[e.name for e in self.conditions]}"
-                            f" and a U-Net of image_prompt={self.unet.image_prompt}, token_channels="
-                            f"{self.unet.token_channels}; permitted: Input(name='image_prompt') of its width and a "
-                            "U-Net of image_prompt=True and its token_channels; or no projection, image_prompt=False "
-                            "and, where vectors are tokens as they are, the width of token_channels")
-
-    def _check_frames(self) -> None:
-        """Raise `UserError` where the U-Net does not take conditioning frames in this way."""
-        unet, told = self.unet, self.frame_conditioning == "layers"
-        if unet.conditioning_channels != told * (unet.out_channels + 1):
-            raise UserError(f"LatentNetwork.frame_conditioning={self.frame_conditioning!r} for a U-Net of "
-                            f"conditioning_channels={unet.conditioning_channels}; permitted: 'layers' "
-                            "exactly for one of its latents' channels and 1, else 'none', "
-                            "'in_place'")
-        classes, steps = self.frame_noise_steps + 1, 0 if self.timesteps is None else self.timesteps.steps
-        if self.frame_noise_steps and not (self.frame_conditioning != "none" and self.low_resolution_steps is None
-                                       and (unet.classes == classes or self.rate is not None)
-                                       and 0 <= self.frame_noise_step <= self.frame_noise_steps < steps):
-            raise UserError(f"LatentNetwork: frame_noise_steps={self.frame_noise_steps}, "
-                            f"frame_noise_step={self.frame_noise_step} with "
-                            f"frame_conditioning={self.frame_conditioning!r} for a U-Net of {unet.classes} "
-                            "classes; permitted: 0, or timesteps of LatentNetwork.timesteps "
-                            f"for one with conditioning frames, of {classes} classes")
-        if self.rate is not None and (not 0 <= self.rate < unet.classes or self.low_resolution_steps is not None):
-            raise UserError(f"LatentNetwork.rate={self.rate} for a U-Net of {unet.classes} classes; permitted: one of "
-                            "these, without low_resolution_steps")
 
     @property
     def conditioning_frames(self) -> bool:
@@ -248,6 +182,11 @@ class LatentNetwork(Backbone):
         return self.frame_conditioning == "in_place"
 
     @property
+    def reference_picture(self) -> bool:
+        """Whether it takes a reference picture."""
+        return self.reference_net or self.picture_adapter is not None
+
+    @property
     def frame_noise(self) -> FrameNoise | None:
         """How conditioning frames are noised."""
         steps, step = self.frame_noise_steps, self.frame_noise_step
@@ -265,7 +204,7 @@ class LatentNetwork(Backbone):
         latent, channels = stage.latent, self.out_channels
         low = (3 if latent is None or latent.low_resolution == "pixels" else channels) * self.low_resolution
         wanted = channels + low + channels * self.first_frame + self.in_place
-        wanted += sum(entry.width for entry in self.entering("channels"))
+        wanted += sum(entry.stacked for entry in self.entering("channels"))
         factor = 1 if latent is None else latent.autoencoder.factor
         for net in self.control_nets:
             if net.factor != factor and not (isinstance(net, SparseControlNet) and net.of_latents):
@@ -273,6 +212,8 @@ class LatentNetwork(Backbone):
                 raise UserError(f"Stage {stage.name!r}: network.control_nets of {made}, which reduce maps by "
                                 f"{net.factor}, for latents of {factor} pixels a side; permitted: "
                                 f"as many hint_widths as reduce by {factor}, each but the first by 2")
+        if self.picture_adapter is not None:
+            self.picture_adapter.check(stage.name, stage.shape[1:])
         if self.unet.in_channels != wanted:
             raise UserError(f"Stage {stage.name!r}: network.unet.in_channels={self.unet.in_channels}; permitted: "
                             f"{wanted}, for the noisy latents and what is joined to them")
@@ -322,6 +263,8 @@ class LatentNetworkModule(nn.Module):
                           if entry.name != IMAGE_PROMPT}
         if spec.image_projection is not None:
             self.image_projection = ImageProjectionNetwork(spec.image_projection, dtype)
+        if spec.picture_adapter is not None:
+            self.picture_adapter = PictureAdapterNetwork(spec.picture_adapter, dtype)
         if spec.reference_net:
             self.reference_net = LatentUNetNetwork(reference_net_of(spec.unet))
         nn.share_scope(self, self.unet)
@@ -340,6 +283,9 @@ class LatentNetworkModule(nn.Module):
         if images and not spec.unet.token_channels:
             raise UserError(f"{images} independent images for a U-Net of token_channels=0, which has no attention of "
                             "its own within them; permitted: 0")
+        if images and any(entry.window > 1 for entry in spec.conditions):
+            raise UserError(f"{images} independent images for a network that sees maps of several frames "
+                            "(Input.window); permitted: 0")
         conditioning_latents = latent_inputs.conditioning_latents(spec, conditioning)
         x = latent_inputs.stacked(spec, z, conditioning, conditioning_latents)
         tokens = self._tokens(len(z), conditioning)
@@ -373,10 +319,22 @@ class LatentNetworkModule(nn.Module):
             parts.append(jnp.where(conditioning.text_mask[..., None], conditioning.embeddings, 0))
         for entry in spec.token_inputs:
             value = conditioning.inputs[entry.name]
+            if entry.name == IMAGE_PROMPT and spec.picture_adapter is not None:
+                value = self._picture(value, conditioning)
             parts.append(self.condition[entry.name](value) if entry.name in self.condition else value)
         if not parts:
             return jnp.zeros((batch, 1, 1, spec.unet.token_channels))
         return functools.reduce(grouped, parts)
+
+    def _picture(
+        self, states: Float[Array, "B 1 M C"], conditioning: Conditioning
+    ) -> Float[Array, "B 1 M C"]:
+        """Tokens of a picture, of what an encoder and the autoencoder make of it; of the null value of the first where
+        the picture is left out."""
+        seen = conditioning.scalars.get(SEEN)
+        if seen is not None:
+            states = jnp.where(seen[:, None, None, None] > 0, states, conditioning.inputs.get(NULL, 0))
+        return self.picture_adapter(states, conditioning.inputs[PICTURE])
 
     def _image(self, conditioning: Conditioning) -> ImagePrompt | None:
         """The image prompt, where there is one."""
@@ -412,14 +370,14 @@ class LatentNetworkModule(nn.Module):
         found = [net(x, level, tokens, conditioning.inputs[name], classes=classes,
                      scale=conditioning.scalars.get(f"{name}_scale", 1.0), guess=conditioning.scalars.get(
                          f"{name}_guess")) for name, net in self.control_net.items()
-                 if not isinstance(net, MAPS_ALONE)]
+                 if not isinstance(net, MAPS_ALONE) and name in conditioning.inputs]
         return jax.tree.map(lambda *parts: sum(parts), *found) if found else None
 
     def precompute(self, conditioning: Conditioning) -> Conditioning:
         """The conditioning with the features that T2I-Adapters and pose guiders make of their maps, and the reference
         network of its picture."""
         features = {name: net(conditioning.inputs[name]) for name, net in self.control_net.items()
-                    if isinstance(net, MAPS_ALONE)}
+                    if isinstance(net, MAPS_ALONE) and name in conditioning.inputs}
         references = {}
         if self.config.reference_net:
             batch = len(conditioning.inputs[PICTURE])
@@ -427,9 +385,10 @@ class LatentNetworkModule(nn.Module):
         return conditioning.adding({"features": features, "references": references})
 
     def _made_of_maps(self, names: list[str], conditioning: Conditioning) -> dict[str, tuple[Array, ...]]:
-        """What branches that see maps alone make of theirs, computed here where it was not before."""
+        """What branches that see maps alone make of theirs, computed here where it was not before; nothing of maps that
+        are not there."""
         return {name: conditioning.features[name] if name in conditioning.features else self.control_net[name](
-            conditioning.inputs[name]) for name in names}
+            conditioning.inputs[name]) for name in names if name in conditioning.inputs}
 
     def _guide(self, conditioning: Conditioning) -> Float[Array, "B T H W C"] | None:
         """The weighted sum of what pose guiders make of their maps."""
@@ -444,10 +403,11 @@ class LatentNetworkModule(nn.Module):
     def _features(self, conditioning: Conditioning) -> tuple[Float[Array, "B T _ _ _"], ...] | None:
         """The weighted sum of the features of T2I-Adapters, computed here where they were not before."""
         adapters = [name for name, net in self.control_net.items() if isinstance(net, T2IAdapterNetwork)]
-        if not adapters:
+        made = self._made_of_maps(adapters, conditioning)
+        if not made:
             return None
         sums: list[Any] = [0.0] * len(self.config.unet.widths)
-        for name, features in self._made_of_maps(adapters, conditioning).items():
+        for name, features in made.items():
             scale = jnp.reshape(conditioning.scalars.get(f"{name}_scale", jnp.ones(1)), (-1, 1, 1, 1, 1))
             sums = [total + scale.astype(x.dtype) * x for total, x in zip(sums, features, strict=True)]
         return tuple(sums)

@@ -12,21 +12,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import flax.linen as nn
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from vdm_jax.attention import AttentionPattern, SparseCausal, Spatial, Temporal, WithExtraKeys
 from vdm_jax.attention.capability import require
 from vdm_jax.configuration import Count, Depth, Positive, Size, SizeOrZero, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoders.blocks import Double
-from vdm_jax.networks.blocks.attention import INPUTS
 from vdm_jax.networks.blocks.sinusoids import sinusoids
 from vdm_jax.networks.latent_frames import (
-    FIRST_HEADS,
     MOTION_V1,
     MOTION_V2,
     MOTION_V3,
@@ -39,16 +37,13 @@ from vdm_jax.networks.latent_unet_blocks import (
     BlockInputs,
     Control,
     FactorisedAttention,
-    ImagePrompt,
     LatentBlock,
     Sizes,
     TokenTransformer,
     level_code,
-    residual_norm,
 )
-from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu, zeros
+from vdm_jax.networks.layers import Convolution, Dense, silu, zeros
 from vdm_jax.networks.remat import name_input, rematerialised
-from vdm_jax.networks.skips import Deep, through_skips
 from vdm_jax.parallel.rules import shard_along
 
 
@@ -81,6 +76,8 @@ class LatentUNet:
     max_relative_position: SizeOrZero = 0
     # Temporal attention after the feed-forward of each transformer (Tune-A-Video: Wu et al. 2022, arXiv 2212.11565)
     temporal_attention: bool = False
+    # Channels inside a temporal convolution after that (Follow Your Pose: Ma et al. 2023, arXiv 2304.01186); 0: none
+    temporal_rank: WidthOrZero = 0
     mix_frames: SizeOrZero = 0  # that have a learned share each, with `temporal`; 0: all frames have the same
     # Of conditioning frames and their mask, which the temporal layers see, with `temporal`
     conditioning_channels: WidthOrZero = 0
@@ -122,6 +119,10 @@ class LatentUNet:
         if sum(map(bool, kinds.values())) > 1:
             raise UserError(f"LatentUNet: {', '.join(f'{name}={value}' for name, value in kinds.items())}; permitted: "
                             "one kind of temporal layers")
+        if self.temporal_rank and not (self.temporal_attention and self.temporal_rank <= min(self.widths)):
+            raise UserError(f"LatentUNet.temporal_rank={self.temporal_rank} with temporal_attention="
+                            f"{self.temporal_attention}, widths={self.widths}; permitted: 0, or up to the smallest "
+                            "width with temporal_attention=True")
         if not self.temporal and (self.mix_frames or self.conditioning_channels):
             raise UserError(f"LatentUNet: mix_frames={self.mix_frames}, "
                             f"conditioning_channels={self.conditioning_channels} with temporal=False; permitted: 0")
@@ -195,88 +196,17 @@ LATENT_UNET_LVDM_TEXT = dataclasses.replace(LATENT_UNET_SD1, max_relative_positi
 LATENT_UNET_TUNE_A_VIDEO = dataclasses.replace(
     LATENT_UNET_SD1, temporal_attention=True, norm_over="residual",
     spatial_pattern=SparseCausal(first=True, previous=True, own=False))
+# Follow Your Pose (Ma et al. 2023, arXiv 2304.01186): the same with low-rank temporal convolutions
+LATENT_UNET_FOLLOW_YOUR_POSE = dataclasses.replace(LATENT_UNET_TUNE_A_VIDEO, temporal_rank=160)
 LATENT_UNET_ANIMATEDIFF_V1, LATENT_UNET_ANIMATEDIFF_V2, LATENT_UNET_ANIMATEDIFF_V3 = (
     dataclasses.replace(LATENT_UNET_SD1, motion=motion) for motion in (MOTION_V1, MOTION_V2, MOTION_V3))
-
-
-class LatentUNetNetwork(nn.Module):
-    """Noisy latents `[B, T, H, W, C]` to a prediction of `out_channels`.
-
-    Raises `UserError` for inputs that the config lacks or wants, and clips longer than the motion modules know.
-    """
-
-    config: LatentUNet
-
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "B T H W C"], level: Float[Array, " B"] | Float[Array, "B T"],
-        tokens: Float[Array, "B G L E"] | None = None, *, scalars: Float[Array, "B N"] | None = None,
-        classes: Int[Array, " B"] | None = None, control: Control | None = None,
-        conditioning_latents: Float[Array, "B T H W M"] | None = None,
-        references: dict[str, Float[Array, "B _ _ _"]] | None = None,
-        features: tuple[Float[Array, "B T _ _ _"], ...] | None = None, train: bool = False,
-        weight: Float[Array, " B"] | None = None, deep: Deep | None = None, image: ImagePrompt | None = None,
-        reference_seen: Bool[Array, " B"] | None = None, guide: Float[Array, "B T H W C2"] | None = None,
-    ) -> Float[Array, "B T H W O"]:
-        """`level` is the timestep, or ln(sigma) / 4 in Stable Video Diffusion, of the clip or of each frame; the
-        `tokens` are one group for the clip or one per frame, as do the `references` of an `WithExtraKeys`
-        pattern, by transformer (`reference_tokens`). `control` is what a ControlNet made of the same
-        latents, `features` what a T2I-Adapter adds to the last block of each level on the way down;
-        `conditioning_latents` has the latents of conditioning frames, zero elsewhere, and their mask; `weight` is that
-        of the guidance; `deep` is where the features inside a skip connection come from; `image` is an image prompt,
-        which a network with `image_prompt` may have; `reference_seen` says which samples see their references (None:
-        all), `guide` is added to the features of the first convolution.
-        """
-        spec, dtype = self.config, jnp.dtype(self.config.dtype)
-        check(spec, x, tokens, scalars, classes, conditioning_latents)
-        if (weight is None) == bool(spec.weight_channels):
-            raise UserError(f"weight={weight} of the guidance for LatentUNet.weight_channels={spec.weight_channels}; "
-                            "permitted: one for each video exactly with weight_channels", "LatentUNet.weight_channels")
-        if image is not None and not (spec.image_prompt and image.tokens.shape[-1] == spec.token_channels):
-            raise UserError(f"image prompt of shape {image.tokens.shape} for LatentUNet.image_prompt="
-                            f"{spec.image_prompt}, token_channels={spec.token_channels}; permitted: tokens of these "
-                            "channels with image_prompt=True")
-        check_references(spec, x, references)
-        tokens = None if tokens is None else tokens.astype(dtype)
-        levels = None if conditioning_latents is None else conditioning_by_level(spec, conditioning_latents)
-        embedding = embed(self, spec, level, scalars, classes, weight)
-        block_inputs = BlockInputs(embedding, tokens, levels, train, references, reference_seen, image)
-        x = Convolution(spec.widths[0], dtype=dtype, sharded_axis=spec.sharded_axis, name="stem")(x)
-        if guide is not None and guide.shape != x.shape:
-            raise UserError(f"guide of shape {guide.shape}; permitted: {x.shape}")
-        x = x if guide is None else x + guide.astype(dtype)
-        x = shard_along(x, spec.sharded_axis, must=False)
-        if spec.temporal_conv:
-            channels = FIRST_HEADS * (spec.widths[0] // spec.heads[0])
-            x = sizes_of(spec).temporal_transformer(FIRST_HEADS, channels, "stem_motion")(x)
-        x = through_skips(x, steps_down(self, spec, block_inputs, features),
-                          lambda x: _controlled(spec, middle(self, spec, x, block_inputs), control, -1),
-                          _steps_up(self, spec, block_inputs, control), deep)
-        x = silu(GroupNorm(spec.groups, residual_norm(spec.norm_over), 1e-5, name="norm")(x))
-        # The prediction is not rounded to bfloat16, as in `UNet`: samplers add many of them.
-        return Convolution(spec.out_channels, sharded_axis=spec.sharded_axis, name="out")(x.astype(jnp.float32))
-
-
-def reference_tokens(intermediates: dict[str, Any]) -> dict[str, Float[Array, "_ _ _ _"]]:
-    """What the spatial self-attentions of a network attend from: the references of another one of its sizes.
-
-    `intermediates` are those of `LatentUNetNetwork(...).apply(..., mutable=["intermediates"])`. Each frame is a group.
-    """
-    found = {}
-    for name, inside in intermediates.items():
-        if name.endswith("_transformer"):
-            inside = inside.get("space", {}).get("self_attention") or inside.get("space_attention") or {}
-            if INPUTS in inside:
-                (x,) = inside[INPUTS]
-                found[name] = x.reshape(*x.shape[:2], -1, x.shape[-1])
-    return found
 
 
 def image_unet(unet: LatentUNet) -> LatentUNet:
     """The image network that a video network is without its temporal layers, norms per frame. Raises `UserError`
     where it has no other attention."""
     return dataclasses.replace(unet, temporal=False, temporal_conv=None, motion=None, max_relative_position=0,
-                               temporal_attention=False, mix_frames=0, conditioning_channels=0,
+                               temporal_attention=False, temporal_rank=0, mix_frames=0, conditioning_channels=0,
                                norm_over="frame", image_prompt=False, spatial_pattern=Spatial(),
                                temporal_pattern=Temporal())
 
@@ -311,25 +241,12 @@ def check(
         raise UserError(f"scalars and classes and conditioning frames of shape {found}; permitted: {wanted}")
 
 
-def check_references(spec: LatentUNet, x: Array, references: dict[str, Array] | None) -> None:
-    """Raises `UserError` for reference tokens that are absent, unknown or of shapes that do not fit."""
-    wanted, references = spec.referenced, references or {}
-    if references.keys() != wanted.keys():
-        raise UserError(f"references of {', '.join(references) or 'nothing'}; permitted: of "
-                        f"{', '.join(wanted) or 'nothing, without a WithExtraKeys spatial_pattern'}")
-    for name, channels in wanted.items():
-        shape = references[name].shape
-        if len(shape) != 4 or shape[0] != len(x) or shape[1] not in (1, x.shape[1]) or shape[3] != channels:
-            raise UserError(f"references[{name!r}] of shape {shape}; permitted: [{len(x)}, 1 or {x.shape[1]}, tokens, "
-                            f"{channels}]")
-
-
 def sizes_of(spec: LatentUNet) -> Sizes:
     """What all blocks share."""
     return Sizes(spec.groups, spec.temporal, spec.use_linear_projection, spec.attention_kernel, jnp.dtype(spec.dtype),
                  spec.attention_context, spec.norm_over, spec.scale_shift_norm, spec.mix_frames,
                  spec.max_relative_position, spec.spatial_pattern, spec.temporal_pattern, spec.sharded_axis,
-                 spec.temporal_attention)
+                 spec.temporal_attention, spec.temporal_rank)
 
 
 def embed(
@@ -402,7 +319,7 @@ def steps_down(
     return steps
 
 
-def _steps_up(
+def steps_up(
     module: nn.Module, spec: LatentUNet, block_inputs: BlockInputs, control: Control | None
 ) -> list[Callable[[Array, Array], Array]]:
     """`(x, skip) -> x` of each skip connection, the last one first, with what a ControlNet adds to it."""
@@ -411,7 +328,7 @@ def _steps_up(
     def step(x: Array, skip: Array, k: int, j: int) -> Array:
         if k and not j:  # a side that was odd is one pixel shorter than twice
             x = Double(dtype, name=f"upsample_{k - 1}", shape=skip.shape[2:4])(x)
-        skip = _controlled(spec, skip, control, (levels - k) * count - 1 - j)
+        skip = controlled(spec, skip, control, (levels - k) * count - 1 - j)
         x = jnp.concatenate([x, skip], axis=-1)
         return _block(module, spec, x, block_inputs, f"up_{k}_{j}", levels - 1 - k, spec.epsilons[3])
 
@@ -480,7 +397,7 @@ def _motion(spec: LatentUNet, x: Array, block_inputs: BlockInputs, name: str, i:
     return sizes_of(spec).temporal_transformer(spec.heads[i], x.shape[-1], name)(x)
 
 
-def _controlled(spec: LatentUNet, x: Array, control: Control | None, number: int) -> Array:
+def controlled(spec: LatentUNet, x: Array, control: Control | None, number: int) -> Array:
     """The features of a skip connection by its number, or of the middle (-1), with what a ControlNet adds to them.
     Raises `UserError` for a control that was made by a network of other sizes."""
     if control is None:

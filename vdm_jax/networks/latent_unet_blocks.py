@@ -19,7 +19,7 @@ from vdm_jax.networks.blocks.attention import Attention, Tokens
 from vdm_jax.networks.blocks.feed_forward import FeedForward
 from vdm_jax.networks.blocks.residual import ResidualBlock
 from vdm_jax.networks.blocks.sinusoids import sinusoids
-from vdm_jax.networks.blocks.temporal import Mix, TemporalTransformer
+from vdm_jax.networks.blocks.temporal import LowRankTemporalConvolution, Mix, TemporalTransformer
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu, zeros
 
 TOKEN_EPSILON = 1e-6  # of the norm before a transformer
@@ -71,6 +71,7 @@ class Sizes(NamedTuple):
     temporal_pattern: AttentionPattern = Temporal()
     sharded_axis: str = "frames"  # what of the video the mesh splits, if it does
     temporal_attention: bool = False  # after the feed-forward of spatial transformers
+    temporal_rank: int = 0  # of a low-rank temporal convolution after that; 0: none
 
     def attention(self, heads: int, pattern: AttentionPattern | None, name: str, **options: Any) -> Attention:
         """Attention by separate projections, as released weights have them; without a pattern, to the text tokens."""
@@ -143,7 +144,8 @@ def outside_of(references: Float[Array, "B R M C"] | None, seen: Bool[Array, " B
 class TokenBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward; over frames, a feed-forward before them too. With
     `Sizes.max_relative_position`, a temporal attention after each spatial attention (LVDM), with
-    `Sizes.temporal_attention` one after the feed-forward (Tune-A-Video); both start as the identity."""
+    `Sizes.temporal_attention` one after the feed-forward (Tune-A-Video), with `Sizes.temporal_rank` a temporal
+    convolution after that (Follow Your Pose); all start as the identity."""
 
     heads: int
     sizes: Sizes
@@ -181,7 +183,11 @@ class TokenBlock(nn.Module):
         if self.over_time or not sizes.temporal_attention:
             return x
         attention = sizes.attention(self.heads, sizes.temporal_pattern, "temporal_attention", out_init=zeros)
-        return x + attention(norm("temporal_attention")(x))
+        x = x + attention(norm("temporal_attention")(x))
+        if not sizes.temporal_rank:
+            return x
+        return LowRankTemporalConvolution(sizes.temporal_rank, dtype=sizes.dtype, sharded_axis=sizes.sharded_axis,
+                                          name="temporal_convolution")(x)
 
 
 class TokenTransformer(nn.Module):

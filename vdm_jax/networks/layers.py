@@ -141,16 +141,17 @@ class Convolution(nn.Module):
     sharded_axis: str = "frames"  # what of the video the mesh splits, if it does
     causal: bool = False  # over frames
     temporal: int = 1  # frames of the convolution that follows
+    use_bias: bool = True
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "B T H W C"], images: int = 0, frame_valid: Bool[Array, "B T"] | None = None
     ) -> Float[Array, "B T H2 W2 O"]:
         kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features))
-        bias = self.param("bias", zeros, (self.features,))
+        bias = self.param("bias", zeros, (self.features,)) if self.use_bias else None
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         y = sharded_convolve(convolve, x, kernel, self.strides, self.sharded_axis, self.causal)
-        y = y + bias.astype(self.dtype)
+        y = y if bias is None else y + bias.astype(self.dtype)
         if self.temporal == 1:
             return y
         clip, stills = y[:, : y.shape[1] - images], y[:, y.shape[1] - images :]

@@ -3,6 +3,7 @@ what is computed between the start and the end of those that do not make the dev
 
 from __future__ import annotations
 
+import functools
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -46,7 +47,18 @@ class Instruction(NamedTuple):
     called: tuple[str, ...]  # names of computations
 
 
-Computation = dict[str, Instruction]
+class Computation(dict[str, Instruction]):
+    """Instructions by name, in the order of the text."""
+
+    @functools.cached_property
+    def starts(self) -> bool:
+        """Whether one of them starts an asynchronous collective."""
+        return any(_START in one.text for one in self.values())
+
+    @functools.cached_property
+    def ends(self) -> bool:
+        """Whether one of them waits for an asynchronous collective."""
+        return any(_END_OF in one.text for one in self.values())
 
 
 class Collective(NamedTuple):
@@ -71,7 +83,7 @@ def listed(hlo: str) -> list[Collective]:
     scheduled = _SCHEDULED.search(hlo) is not None  # else the text is in no order
 
     def visit(name: str, times: int, unknown: int) -> Iterator[Collective]:
-        computation = computations.get(name, {})
+        computation = computations.get(name, Computation())
         for place, instruction in computation.items():
             found, inside = _starts(instruction, computation, computations)
             if found is not None:
@@ -136,7 +148,7 @@ def parse(hlo: str) -> tuple[dict[str, Computation], str | None]:
     current, entry = None, None
     for line in _METADATA.sub("", hlo).splitlines():
         if header := _HEADER.match(line):
-            current = found.setdefault(header[2], {})
+            current = found.setdefault(header[2], Computation())
             entry = header[2] if header[1] else entry
         elif _END.fullmatch(line):
             current = None
@@ -166,8 +178,8 @@ def _starts(instruction: Instruction, computation: Computation, computations: di
     if _kind(instruction) is not None:
         return instruction, computation
     for called in instruction.called if instruction.operation in ("fusion", "async-start") else ():
-        inner = computations.get(called, {})
-        if instruction.operation == "async-start" or any(_START in i.text for i in inner.values()):
+        inner = computations.get(called, Computation())
+        if instruction.operation == "async-start" or inner.starts:
             return next((i for i in inner.values() if _kind(i) is not None), None), inner
     return None, computation
 
@@ -175,7 +187,7 @@ def _starts(instruction: Instruction, computation: Computation, computations: di
 def _ends(instruction: Instruction, computations: dict[str, Computation]) -> bool:
     """Whether an instruction waits for a collective that was started before."""
     return instruction.operation.endswith("-done") or instruction.operation == "fusion" and any(
-        _END_OF in i.text for called in instruction.called for i in computations.get(called, {}).values())
+        computations[called].ends for called in instruction.called if called in computations)
 
 
 def _goes_on(instruction: Instruction, computations: dict[str, Computation]) -> bool:

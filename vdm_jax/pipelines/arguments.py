@@ -66,6 +66,13 @@ def shared(*, height: Any, width: Any, steps: Any, seed: Any, progress: Any) -> 
         raise UserError(f"progress={progress!r}; permitted: a function (what, done, total), None or False")
 
 
+def size(frames: Any, height: Any, width: Any) -> None:
+    """Sizes of videos that pictures are brought to. Each may be None: the model's."""
+    for name, value, most in (("num_frames", frames, FRAMES), ("height", height, SIDE), ("width", width, SIDE)):
+        if value is not None:
+            whole(name, value, 1, most)
+
+
 def video(*, frames: Any, fps: Any, chunk: Any) -> None:
     """What pipelines of videos take in addition. Frames may be None: the model's; a chunk too: all frames."""
     if frames is not None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float
+from PIL import Image
 
 from vdm_jax.diffusion.guidance import guidance_weight
 from vdm_jax.errors import UserError
@@ -26,7 +28,7 @@ from vdm_jax.generation.released.models import (
     parameters_of,
     stage_of,
 )
-from vdm_jax.generation.released.pictures import open_pictures
+from vdm_jax.generation.released.pictures import open_pictures, resized
 from vdm_jax.generation.released.transformers import FIRST, SECOND
 from vdm_jax.parallel.rules import batch_parts
 from vdm_jax.pipelines import arguments
@@ -121,8 +123,11 @@ class LatentPipeline:
         """Networks of the folder that `save_pretrained` writes."""
         return self.models
 
-    def stage(self, frames: int, height: int, width: int, chunk: int | None = None) -> Stage:
-        """The stage that makes videos of a size, decoded in chunks of so many frames. Raises `UserError` for sizes that
+    def stage(
+        self, frames: int, height: int, width: int, chunk: int | None = None, tile: int | None = None
+    ) -> Stage:
+        """The stage that makes videos of a size, decoded in chunks of so many frames, or in tiles whose sides have so
+        many pixels and which share a quarter of them, rounded down to whole latents. Raises `UserError` for sizes that
         the networks cannot take."""
         stage = stage_of(self.folder, self.models, self.scheduler)
         factor = stage.latent.autoencoder.factor
@@ -131,8 +136,14 @@ class LatentPipeline:
                 raise UserError(f"{name}={size}; permitted: multiples of {factor} for this model")
         arguments.whole("num_frames", frames, 1, arguments.FRAMES)
         video = dataclasses.replace(stage.video, frames=frames, height=height, width=width)
-        return dataclasses.replace(stage, video=video, latent=dataclasses.replace(
-            stage.latent, decode_frames=chunk if chunk is not None and chunk < frames else None))
+        chunk = chunk if chunk is not None and chunk < frames else None
+        latent = dataclasses.replace(stage.latent, decode_frames=chunk)
+        if tile is not None:
+            if arguments.whole("decode_tile_size", tile, 1, arguments.SIDE) % factor or tile < 4 * factor:
+                raise UserError(f"decode_tile_size={tile}; permitted: multiples of {factor} from {4 * factor} on for "
+                                "this model", "decode_tile_size")
+            latent = dataclasses.replace(latent, tile=(tile, tile), overlap=tile // 4 // factor * factor)
+        return dataclasses.replace(stage, video=video, latent=latent)
 
     def checked_noise(self, stage: Stage, count: int, steps: int, latents: Any) -> np.ndarray | None:
         """The noise that is given. Raises `UserError` for steps that the scheduler cannot take and noise of another
@@ -188,7 +199,7 @@ class FromText(LatentPipeline):
         self, prompt: Any, negative_prompt: Any, count: int, size: tuple[int, int | None, int | None], steps: int,
         guidance: tuple[float | None, float | None], seed: int, latents: Float[np.ndarray, "B T H W C"] | None,
         progress: Progress | bool | None, *, fps: int = 1, chunk: int | None = None,
-        image: tuple[Any, float | None] = (None, None), **given: Any,
+        tile: int | None = None, image: tuple[Any, float | None] = (None, None), **given: Any,
     ) -> Generated:
         """Videos, `count` of each prompt; `size` is frames, height and width in pixels, None for those of the training;
         `guidance` is weight and scale, of which one may be given, `image` are image prompts and their scale, and
@@ -206,14 +217,29 @@ class FromText(LatentPipeline):
         given |= self._pictured(*image, len(texts), count)
         usual = self.generator.experiment.stages[0].video
         stage = self.stage(frames, usual.height if height is None else height, usual.width if width is None else width,
-                           chunk)
+                           chunk, tile)
         if stage.takes_weight and any(negative):
-            raise UserError(f"negative_prompt={negative_prompt!r} for a U-Net that takes the weight of guidance and "
+            raise UserError(f"negative_prompt={negative_prompt!r} for a network that takes the weight of guidance and "
                             "makes no estimate without the prompt; permitted: None", "negative_prompt")
         noise = Noise(self.checked_noise(stage, len(prompts), steps, latents))
         guidance = (weight, None) if weight > 0 or stage.takes_weight else None
         return self.generate(stage, prompts, guidance, steps, progress, fps=fps, noise=noise, seed=int(seed),
                              **self.encoded(prompts, negative), **given)
+
+    def pictures(self, name: str, pictures: Any, prompt: Any) -> list[Image.Image]:
+        """A picture for each prompt. Raises `UserError` for other numbers of them."""
+        images, count = open_pictures(pictures), len(arguments.texts("prompt", prompt))
+        if len(images) not in (1, count):
+            raise UserError(f"{name}: {len(images)} pictures for {count} prompts; permitted: one, or one for each",
+                            name)
+        return images * count if len(images) == 1 else images
+
+    def pixels(self, images: Sequence[Image.Image], copies: int, height: int | None, width: int | None
+               ) -> Float[np.ndarray, "B H W 3"]:
+        """The pictures in the size of the videos, for each of these."""
+        arguments.whole("num_per_prompt", copies, 1, arguments.COPIES)
+        usual = self.generator.experiment.stages[0].video
+        return np.repeat(resized(images, height or usual.height, width or usual.width), copies, axis=0)
 
     def _pictured(self, pictures: Any, scale: Any, prompts: int, count: int) -> dict[str, Any]:
         """Arguments of the generator for image prompts, one for all prompts or one for each. Raises `UserError` for
@@ -224,7 +250,7 @@ class FromText(LatentPipeline):
             what = "an image_prompt" if pictures is not None else f"image_prompt_scale={scale} alone"
             raise UserError(f"{what} with {'no' if self.image_prompts is None else 'an'} adapter; permitted: pictures, "
                             "once use_image_prompts(FILE) has loaded one", "image_prompt")
-        opened = open_pictures(pictures)
+        opened = self.image_prompts.opened(pictures)
         if len(opened) not in (1, prompts):
             raise UserError(f"image_prompt has {len(opened)} pictures for {prompts} prompts; permitted: one, or one "
                             "for each", "image_prompt")

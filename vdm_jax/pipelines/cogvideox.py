@@ -29,9 +29,9 @@ class CogVideoXTextToVideo(FromText):
         self, prompt: str | Sequence[str], *, negative_prompt: str | Sequence[str] | None = None,
         height: int | None = None, width: int | None = None, num_frames: int | None = None,
         num_inference_steps: int | None = None, guidance: float | None = None, guidance_scale: float | None = None,
-        dynamic_guidance: bool = False, num_per_prompt: int = 1, fps: int | None = None, seed: int = 0,
-        latents: Float[np.ndarray, "B T H W C"] | None = None, progress: Progress | bool | None = None,
-        cache: Cache | ByChange | None = None,
+        dynamic_guidance: bool = False, num_per_prompt: int = 1, fps: int | None = None,
+        decode_tile_size: int | None = None, seed: int = 0, latents: Float[np.ndarray, "B T H W C"] | None = None,
+        progress: Progress | bool | None = None, cache: Cache | ByChange | None = None,
     ) -> Generated:
         """Generate videos, one per prompt or `num_per_prompt`.
 
@@ -47,6 +47,9 @@ class CogVideoXTextToVideo(FromText):
             sample the 5B model with scheduler="cogvideox_dpm".
           num_per_prompt: videos of each prompt.
           fps: frames per second of the file that is written; 8 by default (16).
+          decode_tile_size: pixels of a side of the tiles that are decoded one after the other, of four latents or more,
+            and share a quarter of them, in whole latents, over which they are blended; whole frames by default. Tiles
+            take less memory, and norms see a tile.
           seed: same seed, same place in the batch, same video.
           latents: `[B, T, h, w, C]`, standard normal noise to begin with, of CogVideoX1.5 with one latent in front that
             is not decoded; drawn from the seed by default.
@@ -65,7 +68,7 @@ class CogVideoXTextToVideo(FromText):
         return self.sample(
             prompt, negative_prompt, num_per_prompt, (num_frames or usual.video.frames, height, width),
             usual.sampling.steps if num_inference_steps is None else num_inference_steps, (guidance, guidance_scale),
-            seed, latents, progress, fps=fps, dynamic=dynamic_guidance, cache=cache)
+            seed, latents, progress, fps=fps, tile=decode_tile_size, dynamic=dynamic_guidance, cache=cache)
 
     def generate(
         self, stage: Stage, captions: tuple[str, ...], guidance: tuple[float, float | None] | None, *more: Any,

@@ -10,8 +10,9 @@ from vdm_jax.generation.released.folder import Folder, open_folder
 from vdm_jax.parallel.mesh import MeshSpec
 from vdm_jax.pipelines.base import LatentPipeline
 from vdm_jax.pipelines.cogvideox import CogVideoXTextToVideo
+from vdm_jax.pipelines.hunyuan import HunyuanTextToVideo
 from vdm_jax.pipelines.image_to_video import ImageToVideo
-from vdm_jax.pipelines.ltx import LTXTextToVideo
+from vdm_jax.pipelines.ltx import LTXImageToVideo, LTXTextToVideo
 from vdm_jax.pipelines.text_to_image import AdaptedTextToImage, ControlledTextToImage, TextToImage
 from vdm_jax.pipelines.text_to_video import AnimateDiff, ControlledAnimateDiff, SparseAnimateDiff, TextToVideo
 from vdm_jax.pipelines.wan import WanImageToVideo, WanTextToVideo
@@ -22,9 +23,11 @@ PIPELINES: dict[str, Callable[[Folder], LatentPipeline]] = {
     "AnimateDiffPipeline": AnimateDiff,
     "AnimateDiffSparseControlNetPipeline": SparseAnimateDiff,
     "CogVideoXPipeline": CogVideoXTextToVideo,
+    "HunyuanVideoPipeline": HunyuanTextToVideo,
     "StableDiffusionAdapterPipeline": AdaptedTextToImage,
     "StableDiffusionControlNetPipeline": ControlledTextToImage,
     "LatentConsistencyModelPipeline": TextToImage,
+    "LTXImageToVideoPipeline": LTXImageToVideo,
     "LTXPipeline": LTXTextToVideo,
     "StableDiffusionPipeline": TextToImage,
     "StableVideoDiffusionPipeline": ImageToVideo,

@@ -8,14 +8,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
 
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.diffusion.caching import ByChange, Cache
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generated, Progress
 from vdm_jax.generation.released import transformers
-from vdm_jax.generation.released.pictures import Picture, open_pictures, resized
+from vdm_jax.generation.released.pictures import Picture
 from vdm_jax.pipelines import arguments
 from vdm_jax.pipelines.base import FromText
 from vdm_jax.pipelines.image_to_video import first_frame
@@ -48,11 +47,7 @@ class Wan(FromText):
     def _length(self, frames: Any, height: Any, width: Any) -> int:
         """Frames of the videos, the model's by default. Raises `UserError` for sizes that are none, to which pictures
         could not be brought."""
-        limits = {"num_frames": (frames, arguments.FRAMES), "height": (height, arguments.SIDE),
-                  "width": (width, arguments.SIDE)}
-        for name, (value, most) in limits.items():
-            if value is not None:
-                arguments.whole(name, value, 1, most)
+        arguments.size(frames, height, width)
         return transformers.usual(self.models)[0] if frames is None else int(frames)
 
     def _high(self, high: float | None, guidance: float | None, guidance_scale: float | None) -> float | None:
@@ -70,21 +65,6 @@ class Wan(FromText):
                             f"{guidance_scale}), which it takes the place of at much noise; permitted: None, or a "
                             "guidance above 0, a guidance_scale above 1", "high_noise_guidance_scale")
         return float(high)
-
-    def _pictures(self, name: str, pictures: Any, prompt: Any) -> list[Image.Image]:
-        """A picture for each prompt. Raises `UserError` for other numbers of them."""
-        images, count = open_pictures(pictures), len(arguments.texts("prompt", prompt))
-        if len(images) not in (1, count):
-            raise UserError(f"{name}: {len(images)} pictures for {count} prompts; permitted: one, or one for each",
-                            name)
-        return images * count if len(images) == 1 else images
-
-    def _frames(self, images: Sequence[Image.Image], copies: int, height: int | None, width: int | None
-                ) -> Float[np.ndarray, "B H W 3"]:
-        """The pictures in the size of the videos, for each of these."""
-        arguments.whole("num_per_prompt", copies, 1, arguments.COPIES)
-        usual = self.generator.experiment.stages[0].video
-        return np.repeat(resized(images, height or usual.height, width or usual.width), copies, axis=0)
 
     def generate(
         self, stage: Stage, captions: tuple[str, ...], guidance: Any, *more: Any, high: float | None = None,
@@ -151,7 +131,7 @@ class WanTextToVideo(Wan):
         if not transformers.network_of(self.folder, self.models).in_place:
             raise UserError("image=... for a model of texts alone; permitted: None, or a folder with expand_timesteps, "
                             "such as that of the 5B model", "image")
-        return first_frame(self._frames(self._pictures("image", image, prompt), copies, height, width), frames)
+        return first_frame(self.pixels(self.pictures("image", image, prompt), copies, height, width), frames)
 
 
 class WanImageToVideo(Wan):
@@ -190,11 +170,11 @@ class WanImageToVideo(Wan):
         `WanTextToVideo`.
         """
         frames, copies = self._length(num_frames, height, width), num_per_prompt
-        pictures = [self._pictures("image", image, prompt)]
+        pictures = [self.pictures("image", image, prompt)]
         self._check_last(last_image, frames)
         if last_image is not None:
-            pictures.append(self._pictures("last_image", last_image, prompt))
-        given = {"masked_video": ends_given([self._frames(one, copies, height, width) for one in pictures], frames)}
+            pictures.append(self.pictures("last_image", last_image, prompt))
+        given = {"masked_video": ends_given([self.pixels(one, copies, height, width) for one in pictures], frames)}
         if self.encoder.image is not None:
             of_video = [picture for both in zip(*pictures, strict=True) for picture in both]
             tokens = self.encoder.image_tokens(of_video)

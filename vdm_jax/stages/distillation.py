@@ -224,7 +224,8 @@ def check_distillation(stage: Any) -> None:
     spec, training, where = stage.training.distillation, stage.training, f"Stage {stage.name!r}"
     takes = WEIGHT in stage.network.scalars
     weights = None if spec is None else spec.guidance
-    released = spec is None and hasattr(stage.network, "unet")  # whose weights may have learnt it elsewhere
+    # Whose weights may have learnt it elsewhere
+    released = spec is None and (hasattr(stage.network, "unet") or getattr(stage.network, "guidance_perceptron", False))
     if takes and not released and (weights is None or weights[0] == weights[1]):
         raise UserError(f"{where}: network.scalars={stage.network.scalars} have {WEIGHT!r}, a weight of guidance, "
                         f"and training.distillation.guidance={weights} draws none; permitted: two weights, such as "

@@ -19,10 +19,11 @@ from vdm_jax.configuration import Size, SizeOrZero, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoders.causal_blocks import CACHE
 from vdm_jax.networks.autoencoders.config import AUTOENCODER_F8
+from vdm_jax.networks.autoencoders.hunyuan import HunyuanAutoencoder
 from vdm_jax.networks.autoencoders.kinds import AnyAutoencoder
 from vdm_jax.networks.autoencoders.kl import Moments
 from vdm_jax.networks.autoencoders.ltx import NOISE
-from vdm_jax.networks.autoencoders.tiling import Function, Step, in_chunks, in_stream, in_tiles
+from vdm_jax.networks.autoencoders.tiling import Function, Step, in_blended_clips, in_chunks, in_stream, in_tiles
 from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.weights import model_kinds
 
@@ -40,7 +41,8 @@ class Latent:
     low_resolution: Literal["latents", "pixels"] = "latents"
     # See networks/autoencoders/tiling.py for these. Pieces of a CausalAutoencoder give what the whole clip gives; so do
     # those that an LTXAutoencoder encodes, and it decodes whole clips alone. Of a PiecewiseAutoencoder (CogVideoX) the
-    # sizes of the pieces change what comes out: its own are part of the model
+    # sizes of the pieces change what comes out: its own are part of the model. So are those of a HunyuanAutoencoder,
+    # which overlap
     encode_frames: Size | None = None  # encoded at a time; None: all, or as many as the autoencoder's pieces have
     decode_frames: Size | None = None  # of latents, decoded at a time; None: as for encoding
     overlap_frames: SizeOrZero = 0  # of latents on either side that a piece also sees, with temporal layers
@@ -141,8 +143,9 @@ def _led(x: Float[Array, "B T H W C"], count: int) -> Float[Array, "B T2 H W C"]
 def decode(latent: Latent, weights: Any, z: Float[Array, "B T H W C"]) -> Float[Array, "B T2 H2 W2 C2"]:
     """The video of latents as diffusion sees them, within [-1, 1]."""
     frames = latent.decode_frames or latent.autoencoder.pieces[1]
-    return _in_pieces(decoding_step(latent, weights), z[:, latent.ahead :], latent, frames, latent.overlap_frames,
-                      latent.autoencoder.factor)
+    found = _in_pieces(_decoding(latent, weights), z[:, latent.ahead :], latent, frames, latent.overlap_frames,
+                       latent.autoencoder.factor)
+    return jnp.clip(found, -1, 1)  # what pieces are blended of is not clipped
 
 
 def encoding_step(latent: Latent, weights: Any) -> Step:
@@ -161,8 +164,25 @@ def encoding_step(latent: Latent, weights: Any) -> Step:
 
 def decoding_step(latent: Latent, weights: Any) -> Step:
     """Video in [-1, 1] of some frames of latents as diffusion sees them, as `encoding_step`: frames of a clip can be
-    shown while later latents are still being sampled. A decoder that adds noise adds the same each time."""
-    return _step(latent, weights, "decode", latent.autoencoder.denormalise, lambda x: jnp.clip(x, -1, 1))
+    shown while later latents are still being sampled. A decoder that adds noise adds the same each time.
+
+    Raises `UserError` for an autoencoder whose pieces overlap and are blended.
+    """
+    if isinstance(latent.autoencoder, HunyuanAutoencoder):
+        raise UserError(f"{type(latent.autoencoder).__name__}: its pieces overlap and are blended, so that none is "
+                        "decoded on its own; permitted: decode, of all latents", "latent.decoding_step")
+    step = _decoding(latent, weights)
+
+    def clipped(piece: Array, state: Any) -> tuple[Array, Any]:
+        video, state = step(piece, state)
+        return jnp.clip(video, -1, 1), state
+
+    return clipped
+
+
+def _decoding(latent: Latent, weights: Any) -> Step:
+    """`decoding_step`, not clipped."""
+    return _step(latent, weights, "decode", latent.autoencoder.denormalise, lambda x: x)
 
 
 def _step(
@@ -190,6 +210,8 @@ def _in_pieces(step: Step, x: Array, latent: Latent, frames: int | None, seen: i
     def streamed(clip: Array) -> Array:
         if frames is None or frames >= clip.shape[1]:
             return whole(clip)
+        if isinstance(latent.autoencoder, HunyuanAutoencoder):
+            return in_blended_clips(whole, clip, frames, latent.autoencoder.stride(frames))
         return in_stream(step, clip, frames, latent.autoencoder.first_piece(clip.shape[1], frames))
 
     def tiled(function: Function, piece: Array) -> Array:

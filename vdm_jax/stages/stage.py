@@ -13,6 +13,7 @@ from vdm_jax.attention import Full, WithExtraKeys
 from vdm_jax.attention.capability import require
 from vdm_jax.conditions.first_frame import FirstFrame
 from vdm_jax.conditions.frames import KeyFrames
+from vdm_jax.conditions.inputs import check_uncut
 from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.conditions.text import TextInput
@@ -203,6 +204,8 @@ class Stage:
         if windows is not None and windows.frames > video:
             raise UserError(f"Stage {self.name!r}: sampling.windows.frames={windows.frames} is not valid; permitted: "
                             f"up to video.frames={video}")
+        if windows is not None:
+            check_uncut(self.network.conditions, f"Stage {self.name!r}: sampling.windows={windows}")
         if self.source is not None and not self.source.has_parts(video) and not (part is windows is None):
             raise UserError(f"Stage {self.name!r}: source.frames={self.source.frames} of {video} with training.frames "
                             "or sampling.windows, which would start between frames of the source; permitted: "

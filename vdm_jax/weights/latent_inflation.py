@@ -25,10 +25,11 @@ from vdm_jax.weights.inflation import STEM, Inflation
 # authors' code of Stable Video Diffusion and diffusers have different ones for the same weights.
 SAME = ("heads", "only_cross_attention", "use_linear_projection", "groups", "classes", "scale_shift_norm")
 _OVER_FRAMES = (r"/temporal_residual/|/time/|/mix/|/places_(in|out)/|/\w+_(frames|motion)/|/known(_\d+)?/"
-                r"|/(norm_)?time_attention_\d+/|/(norm_)?temporal_attention/")
+                r"|/(norm_)?time_attention_\d+/|/(norm_)?temporal_attention/"
+                r"|/temporal_convolution/")
 # The last layers of these: what they add is zero at first.
 _LAST = (r"/temporal_residual/conv_out/|/time/\w+/out/|/places_out/|/\w+_frames/conv_3/|/\w+_motion/out/|/known/"
-         r"|/time_attention_\d+/out/|/temporal_attention/out/")
+         r"|/time_attention_\d+/out/|/temporal_attention/out/|/temporal_convolution/up/")
 _NUMBERS = "/scalars_out/"
 _COPY = re.compile(r"/(?:control_net_\w+?|reference_net)(/.*)")  # of the image layers, next to the U-Net
 _MOTION = re.compile(r"/\w+_motion/")
@@ -36,7 +37,7 @@ _MAPS = re.compile(r"/hint/|/control_(\d+|middle)/|/adapter_")  # its own layers
 _WEIGHT = "/weight/kernel"  # of the guidance, as a new input
 # Keys and values of an image prompt begin as those of the text (Ye et al. 2023, arXiv 2308.06721, in its code)
 _IMAGE = re.compile(r"(.*/cross_attention)/image_(key|value)/kernel")
-_IMAGE_PROJECTION = "/image_projection/"
+_PROJECTIONS = "/image_projection/", "/picture_adapter/"
 _TOKENS = re.compile(r"/condition_\w+/kernel")
 
 
@@ -70,7 +71,7 @@ def plan_latent_inflation(network: LatentUNet, shapes: Any, source: LatentUNet, 
             if shape != expected:
                 wrong.append(f"{name} {list(shape)} from {list(theirs[of])}")
             copied[name] = of
-        elif inside and _MAPS.match(of) or name.startswith(_IMAGE_PROJECTION):
+        elif inside and _MAPS.match(of) or name.startswith(_PROJECTIONS):
             new.append(name)
         elif _TOKENS.fullmatch(name) or name == _WEIGHT:
             zero_initialised.append(name)

@@ -16,6 +16,7 @@ from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.networks.autoencoders.causal import CausalAutoencoderKL
 from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.autoencoders.hunyuan import HunyuanAutoencoder, HunyuanAutoencoderKL
 from vdm_jax.networks.autoencoders.kl import AutoencoderKL
 from vdm_jax.networks.autoencoders.ltx import LTXAutoencoderKL
 from vdm_jax.networks.autoencoders.ltx_config import LTXAutoencoder
@@ -23,9 +24,11 @@ from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder, Piecew
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
 from vdm_jax.networks.encoders.clip_text import CLIPText, CLIPTextEncoder
 from vdm_jax.networks.encoders.clip_vision import CLIPVision, CLIPVisionEncoder
+from vdm_jax.networks.encoders.llama import LlamaText, LlamaTextEncoder
 from vdm_jax.networks.encoders.t5 import T5Encoder, T5TextEncoder
 from vdm_jax.networks.image_prompt import ImagePromptAdapter, ImagePromptAdapterNetwork
-from vdm_jax.networks.latent_unet import LatentUNet, LatentUNetNetwork
+from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.networks.latent_unet_network import LatentUNetNetwork
 from vdm_jax.networks.motion_adapter import MotionAdapter, MotionAdapterNetwork
 from vdm_jax.networks.sparse_control import SparseControlNet, SparseControlNetNetwork
 from vdm_jax.networks.t2i_adapter import T2IAdapter, T2IAdapterNetwork
@@ -33,11 +36,11 @@ from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.networks.transformer.network import VideoTransformerModule
 from vdm_jax.weights import causal_autoencoders as causal
 from vdm_jax.weights import cogvideox_fields as cogvideox
+from vdm_jax.weights import hunyuan_autoencoders, llama_fields, tensor_names
 from vdm_jax.weights import hunyuan_fields as hunyuan
 from vdm_jax.weights import ltx_autoencoders as ltx
 from vdm_jax.weights import ltx_transformer_fields as ltx_transformer
 from vdm_jax.weights import piecewise_autoencoders as piecewise
-from vdm_jax.weights import tensor_names
 from vdm_jax.weights import transformer_fields as transformer
 from vdm_jax.weights import unet_fields as image
 from vdm_jax.weights import video_unet_fields as video
@@ -46,9 +49,9 @@ from vdm_jax.weights.image_prompt_names import adapter_names
 from vdm_jax.weights.safetensors import flatten
 from vdm_jax.weights.tensor_files import Tensor
 
-Config = (Autoencoder | CausalAutoencoder | CLIPText | CLIPVision | ControlNet | ImagePromptAdapter | LatentUNet
-          | LTXAutoencoder | MotionAdapter | PiecewiseAutoencoder | SparseControlNet | T2IAdapter | T5Encoder
-          | VideoTransformer)
+Config = (Autoencoder | CausalAutoencoder | CLIPText | CLIPVision | ControlNet | HunyuanAutoencoder
+          | ImagePromptAdapter | LatentUNet | LlamaText | LTXAutoencoder | MotionAdapter | PiecewiseAutoencoder
+          | SparseControlNet | T2IAdapter | T5Encoder | VideoTransformer)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +71,8 @@ def module(config: Config) -> nn.Module:
     """The network of a config."""
     networks = {Autoencoder: AutoencoderKL, CausalAutoencoder: CausalAutoencoderKL, CLIPText: CLIPTextEncoder,
                 CLIPVision: CLIPVisionEncoder, ControlNet: ControlNetNetwork,
-                ImagePromptAdapter: ImagePromptAdapterNetwork, LatentUNet: LatentUNetNetwork,
+                HunyuanAutoencoder: HunyuanAutoencoderKL, ImagePromptAdapter: ImagePromptAdapterNetwork,
+                LatentUNet: LatentUNetNetwork, LlamaText: LlamaTextEncoder,
                 LTXAutoencoder: LTXAutoencoderKL, MotionAdapter: MotionAdapterNetwork,
                 PiecewiseAutoencoder: PiecewiseAutoencoderKL, SparseControlNet: SparseControlNetNetwork,
                 T2IAdapter: T2IAdapterNetwork, T5Encoder: T5TextEncoder, VideoTransformer: VideoTransformerModule}
@@ -85,6 +89,8 @@ def names(config: Config) -> tensor_names.Names:
         return causal.names(config)
     if isinstance(config, PiecewiseAutoencoder):
         return piecewise.NAMES
+    if isinstance(config, HunyuanAutoencoder):
+        return hunyuan_autoencoders.NAMES
     if isinstance(config, LTXAutoencoder):
         return ltx.names(config)
     if isinstance(config, LatentUNet):
@@ -111,6 +117,8 @@ def names(config: Config) -> tensor_names.Names:
         if hunyuan.is_hunyuan(config):
             return hunyuan.hunyuan_names()
         return transformer.wan_names()
+    if isinstance(config, LlamaText):
+        return llama_fields.LLAMA
     if isinstance(config, CLIPText):
         return tensor_names.CLIP_TEXT
     if isinstance(config, CLIPVision):
@@ -137,7 +145,7 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
     more: dict[str, Any] = {}
     if isinstance(config, Autoencoder):
         example = (jnp.zeros((1, config.time_factor, config.factor, config.factor, config.channels)),)
-    elif isinstance(config, CausalAutoencoder | LTXAutoencoder | PiecewiseAutoencoder):
+    elif isinstance(config, CausalAutoencoder | HunyuanAutoencoder | LTXAutoencoder | PiecewiseAutoencoder):
         example = (jnp.zeros((1, 1, config.factor, config.factor, config.channels)),)
     elif isinstance(config, CLIPVision):
         example = (jnp.zeros((1, config.size, config.size, config.channels)),)
@@ -155,7 +163,7 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
         example = (jnp.zeros((1, 1, config.factor, config.factor, config.hint_channels)),)
     elif isinstance(config, VideoTransformer):
         example = transformer.example(config)
-    elif isinstance(config, CLIPText | T5Encoder):
+    elif isinstance(config, CLIPText | LlamaText | T5Encoder):
         example = (jnp.zeros((1, 2), int),)
     else:
         raise unknown_kind("a model", config, Config)
@@ -306,13 +314,15 @@ KINDS = (
     Kind("AutoencoderKLWan", CausalAutoencoder, _DIFFUSERS, causal.read_causal, causal.write_causal, causal.accepts),
     Kind("AutoencoderKLCogVideoX", PiecewiseAutoencoder, _DIFFUSERS, piecewise.read_piecewise,
          piecewise.write_piecewise, piecewise.accepts),
+    Kind("AutoencoderKLHunyuanVideo", HunyuanAutoencoder, _DIFFUSERS, hunyuan_autoencoders.read_hunyuan_autoencoder,
+         hunyuan_autoencoders.write_hunyuan_autoencoder, hunyuan_autoencoders.accepts),
     Kind("AutoencoderKLLTXVideo", LTXAutoencoder, _DIFFUSERS, ltx.read_ltx, ltx.write_ltx, ltx.accepts),
     Kind("UNet2DConditionModel", LatentUNet, _DIFFUSERS, image.read_image_unet, image.image_fields,
          lambda c: not c.video),
     Kind("UNetSpatioTemporalConditionModel", LatentUNet, _DIFFUSERS, image.read_video_unet, image.write_video_unet,
          lambda c: c.temporal),
     Kind("UNet3DConditionModel", LatentUNet, _DIFFUSERS, video.read_stack_unet, video.write_stack_unet,
-         lambda c: c.temporal_conv is not None or c.temporal_attention),
+         lambda c: c.temporal_conv is not None or (c.temporal_attention and not c.temporal_rank)),
     Kind("UNetMotionModel", LatentUNet, _DIFFUSERS, video.read_motion_unet, video.write_motion_unet,
          lambda c: c.motion is not None),
     Kind("MotionAdapter", MotionAdapter, _DIFFUSERS, video.read_adapter, video.write_adapter),
@@ -323,6 +333,8 @@ KINDS = (
          lambda c: not c.project),
     Kind("CLIPTextModelWithProjection", CLIPText, _TRANSFORMERS, lambda f: _read_text(f, True), _write_text,
          lambda c: bool(c.project)),
+    Kind("LlamaModel", LlamaText, _TRANSFORMERS, llama_fields.read_llama, llama_fields.write_llama,
+         llama_fields.accepts, ("LlamaForCausalLM",)),
     Kind("CLIPVisionModel", CLIPVision, _TRANSFORMERS, lambda f: _read_vision(f, False), _write_vision,
          lambda c: not c.project),
     Kind("CLIPVisionModelWithProjection", CLIPVision, _TRANSFORMERS, lambda f: _read_vision(f, True), _write_vision,
@@ -348,8 +360,8 @@ def kind_of(config: Config) -> Kind:
         if isinstance(config, kind.config) and kind.accepts(config):
             return kind
     raise UserError(f"{type(config).__name__} with layers that the other libraries do not have (temporal_kernel, "
-                    "temporal_attention, layout='clip', max_relative_position); permitted: a file in our own "
-                    "layout (.safetensors)")
+                    "temporal_attention, temporal_rank, layout='clip', max_relative_position); permitted: a file in "
+                    "our own layout (.safetensors)")
 
 
 def kind_named(name: str, where: str, wanted: type | None = None) -> Kind:

@@ -1,7 +1,8 @@
 """Texts as the tokens that released text encoders read, by the files of a model's `tokenizer/` folder.
 
 CLIP (Radford et al. 2021, arXiv 2103.00020) reads byte pairs of lower-case words between a start and an end token, T5
-(Raffel et al. 2020, arXiv 1910.10683) pieces of a unigram model before an end token. The packages `tokenizers` and
+(Raffel et al. 2020, arXiv 1910.10683) pieces of a unigram model before an end token, Llama 3 (Dubey et al. 2024, arXiv
+2407.21783) byte pairs of bytes after a start token, where its `tokenizer.json` says so. The packages `tokenizers` and
 `sentencepiece` do it; they come with the extra `[pretrained]`.
 
 CLIP's only data is the list of merges, which is published twice: as `merges.txt` in folders of transformers, and as
@@ -30,7 +31,8 @@ from vdm_jax.weights.tensor_files import read_json
 
 log = logging.getLogger(__name__)
 
-CLASSES = {"CLIPTokenizer": "clip", "CLIPTokenizerFast": "clip", "T5Tokenizer": "t5", "T5TokenizerFast": "t5"}
+CLASSES = {"CLIPTokenizer": "clip", "CLIPTokenizerFast": "clip", "LlamaTokenizer": "llama",
+           "LlamaTokenizerFast": "llama", "T5Tokenizer": "t5", "T5TokenizerFast": "t5"}
 # Contractions, runs of letters, single digits, runs of anything else (the pattern of CLIP's byte pairs).
 CLIP_WORDS = (r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+")
 LONGEST = 10**6  # files say 10^30 where there is no limit
@@ -88,31 +90,40 @@ class Tokenizer:
         return Tokens(ids, mask)
 
 
-def open_tokenizer(folder: str | os.PathLike, length: int | None = None) -> Tokenizer:
+def open_tokenizer(folder: str | os.PathLike, length: int | None = None, llama: bool = False) -> Tokenizer:
     """The tokenizer of a folder: `tokenizer.json`, or `vocab.json` with `merges.txt` (CLIP), or `spiece.model` (T5).
+    Llama's has the tokens around a text that its file says, and no others.
 
     Args:
       folder: as diffusers and transformers write it.
       length: tokens of a text at most; that of `tokenizer_config.json` by default.
+      llama: whether byte pairs of a class that says nothing (`TokenizersBackend`) are Llama's; refused otherwise.
 
     Raises:
-      UserError: a package is missing, a file is missing or damaged, a tokenizer that is neither CLIP's nor T5's, or no
-        length where the folder has none.
+      UserError: a package is missing, a file is missing or damaged, a tokenizer that is none of CLIP, T5 and Llama, or
+        no length where the folder has none.
     """
     folder = pathlib.Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder; permitted: the tokenizer/ folder of a model")
     config, special = _json(folder / "tokenizer_config.json"), _json(folder / "special_tokens_map.json")
-    kind = _kind(folder, config)
+    kind = _kind(folder, config, llama)
+    if kind == "llama" and not (folder / "tokenizer.json").is_file():
+        raise UserError(f"{folder} has no tokenizer.json; permitted: that file of Llama's tokenizer")
+    if config.get("padding_side", "right") != "right":
+        raise UserError(f"{folder}: tokenizer_config.json has padding_side={config['padding_side']!r}; permitted: "
+                        "'right'")
     if length is None:
         length = config.get("model_max_length")
         if type(length) is not int or length > LONGEST:
             raise UserError(f"{folder}: tokenizer_config.json has model_max_length={length}; permitted: a length, or "
                             "length=... given here")
-    defaults = {"clip": (*CLIP_ENDS, CLIP_ENDS[1]), "t5": (None, "</s>", "<pad>")}[kind]
+    defaults = {"clip": (*CLIP_ENDS, CLIP_ENDS[1]), "llama": (None, None, "<pad>"), "t5": (None, "</s>", "<pad>")}[
+        kind]
     names = [_token(name, config, special, default)
              for name, default in zip(("bos_token", "eos_token", "pad_token"), defaults, strict=True)]
     names[0] = names[0] if kind == "clip" else None
+    names[1] = None if kind == "llama" else names[1]
     if kind == "t5" and not (folder / "tokenizer.json").is_file():
         return _sentencepiece(folder, names, length, _sentinels(folder, config))
     backend = _backend(folder, kind, [name for name in names if name])
@@ -120,7 +131,7 @@ def open_tokenizer(folder: str | os.PathLike, length: int | None = None) -> Toke
     for name, number in zip(names, ids, strict=True):
         if name is not None and number is None:
             raise UserError(f"{folder}: token {name!r} is not in the vocabulary; permitted: the files of one model")
-    return _framed(backend, *ids, length)
+    return _framed(backend, *ids, length, by_file=kind == "llama")
 
 
 def clip_tokenizer(path: str | os.PathLike, length: int = 77) -> Tokenizer:
@@ -183,21 +194,24 @@ def cleaned(text: str, path: str | os.PathLike) -> str:
     return " ".join(html.unescape(html.unescape(text)).split())
 
 
-def _framed(backend: Any, start: int | None, end: int, padding: int, length: int) -> Tokenizer:
-    """A tokenizer of the package `tokenizers` between the tokens around a text."""
+def _framed(
+    backend: Any, start: int | None, end: int | None, padding: int, length: int, by_file: bool = False
+) -> Tokenizer:
+    """A tokenizer of the package `tokenizers` between the tokens around a text, or with those that its file adds."""
     def split(text: str) -> Pieces:
-        found = backend.encode(text, add_special_tokens=False)
+        found = backend.encode(text, add_special_tokens=by_file)
         return Pieces(found.ids, lambda place: text[found.offsets[place][0] :])
 
     return Tokenizer(split, start=start, end=end, padding=padding, length=length)
 
 
-def _kind(folder: pathlib.Path, config: dict[str, Any]) -> str:
-    """Whose tokenizer a folder holds."""
+def _kind(folder: pathlib.Path, config: dict[str, Any], llama: bool) -> str:
+    """Whose tokenizer a folder holds; `llama` as in `open_tokenizer`."""
     name = config.get("tokenizer_class")
     if name == "TokenizersBackend":  # of newer versions of transformers, whose file says what it is
         model = _json(folder / "tokenizer.json").get("model")
-        name = "T5Tokenizer" if isinstance(model, dict) and model.get("type") == "Unigram" else name
+        classes = {"Unigram": "T5Tokenizer"} | ({"BPE": "LlamaTokenizer"} if llama else {})
+        name = classes.get(str(model.get("type")), name) if isinstance(model, dict) else name
     if isinstance(name, str) and name in CLASSES:
         return CLASSES[name]
     if name is not None:

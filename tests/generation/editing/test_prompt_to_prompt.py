@@ -70,6 +70,32 @@ def test_attention_has_the_weights_that_are_edited():
     np.testing.assert_allclose(np.delete(found, [2, 6], 0), np.delete(plain, [2, 6], 0), atol=1e-6)  # all the others
 
 
+class WithBranch(nn.Module):
+    """Cross-attention in the main network, a ControlNet and the encoder of captions, each of its own channels."""
+
+    @nn.compact
+    def __call__(self, x, tokens):
+        names = ("crossattention_0", "control_net_control", "text")
+        return jnp.concatenate([Attention(heads=HEADS, head_dim=WIDTH, pattern=None, joint=False, name=name)(
+            part, None, (tokens, None)) for name, part in zip(names, jnp.split(x, 3, axis=-1), strict=True)], axis=-1)
+
+
+def test_networks_next_to_the_main_one_keep_their_attention():
+    rng = np.random.default_rng(0)
+    x, tokens = (rng.normal(size=shape).astype(np.float32) for shape in ((2, 1, 2, 3, 18), (2, 1, TOKENS, 7)))
+    module = WithBranch()
+    params = module.init(jax.random.key(0), x, tokens)
+
+    def estimate(stage):
+        return lambda z, logsnr, conditioning: module.apply(params, z, conditioning)
+
+    levels = np.array([-1.0, 1.0])
+    denoise = PromptToPrompt(cross_replace=1.0).crossed(None, WEIGHTS, levels, 1, estimate)
+    found, plain = denoise(x, jnp.full(2, -1.0), tokens), module.apply(params, x, tokens)
+    main, others = np.abs(found - plain)[..., :6], np.abs(found - plain)[..., 6:]
+    assert main[1].max() > 1e-2 and main[0].max() < 1e-6 and others.shape[-1] == 12 and others.max() == 0
+
+
 @pytest.fixture(scope="module")
 def generator(experiment, params):
     return Generator(experiment, params, jax.devices()[:1])

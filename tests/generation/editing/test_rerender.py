@@ -17,7 +17,7 @@ from tests.pipelines.folders import write_control, write_motion, write_pictures
 from tests.refusals import refusals_of_commands, refused
 from vdm_jax.commands.main import main
 from vdm_jax.errors import UserError
-from vdm_jax.generation.editing import rerender
+from vdm_jax.generation.editing import rerender, rerender_clips
 from vdm_jax.generation.editing.control_video import ControlVideo
 from vdm_jax.generation.editing.edit import _prepared, edit
 from vdm_jax.generation.editing.files import KeyCut, VideoJob, edit_video
@@ -299,15 +299,18 @@ def test_the_command(tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     folder = write_control(tmp_path / "control")
     write_square("given.mp4", 6)
+    blended, between = [], rerender_clips.between
+    monkeypatch.setattr(rerender_clips, "between", lambda *a: blended.append(a[3]) or between(*a))
     command = ["edit", "given.mp4", "--model", str(folder), "--prompt", "a three", "--method", "rerender",
                "--height", "32", "--width", "32", "--steps", "4", "--control", "canny", "--out", "made.mp4"]
-    assert main([*command, "--interval", "2", "--pixel", "0.2", "0.9", "--colour"]) == 0
+    assert main([*command, "--interval", "2", "--pixel", "0.2", "0.9", "--colour", "--poisson"]) == 0
+    assert set(blended) == {True}
     with VideoReader("made.mp4") as done:
         assert len(done) == 6 and done.fps == pytest.approx(6)
     method = json.loads((tmp_path / "made.json").read_text())["method"]["all"]
     assert method == {"name": "rerender", "interval": 2, "strength": 1.0, "cross_frame": True, "shape": [0.0, 0.1],
                       "shape_from": "first", "pixel": [0.2, 0.9], "pixel_strength": 0.5, "inner_strength": 0.9,
-                      "colour": []}
+                      "colour": [], "poisson": True}
     unloaded = [*command[:2], "--model", "nowhere", *command[4:]]  # refused before a model is looked for
     for name in ("shape", "pixel", "colour"):
         assert f"Rerender.{name}=(0.5,); permitted: two shares" in fails(*unloaded, f"--{name}", "0.5")

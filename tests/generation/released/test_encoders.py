@@ -53,7 +53,8 @@ def test_padding_that_t5_sees(tmp_path):
         for one, other in zip(found, wanted, strict=True):
             np.testing.assert_allclose(one, other, atol=1e-5)
     assert padding_of(tmp_path) == "hidden"
-    for name, padding in (("WanPipeline", "hidden"), ("LTXPipeline", "seen"), ("CogVideoXPipeline", "kept")):
+    for name, padding in (("WanPipeline", "hidden"), ("LTXPipeline", "seen"),
+                          ("LTXImageToVideoPipeline", "seen"), ("CogVideoXPipeline", "kept")):
         (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": name}))
         assert padding_of(tmp_path) == padding
 

@@ -96,7 +96,7 @@ def edit(
     guided = (guidance, guide, source_guidance)
     hows = [_how(stage, methods[stage.name], steps, *((None, None, 0.0) if place else guided))
             for place, stage in enumerate(stages)]
-    hows = [how._replace(token_weights=methods[stage.name].by_words(
+    hows = [how._replace(words=methods[stage.name].by_words(
         stage, generator, request.captions, None if source_captions is None else own.captions))
         for stage, how in zip(stages, hows, strict=True)]
     indices = first_index + (0 if same_noise else 1) * np.arange(len(request.captions))

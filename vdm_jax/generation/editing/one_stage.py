@@ -13,13 +13,16 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ArrayLike, Float, Key
 
 from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.control import of_last_steps
 from vdm_jax.diffusion.arrays import Denoiser, Level, Video
+from vdm_jax.diffusion.inversion import skipped_steps
 from vdm_jax.diffusion.null_text import Null, NullDenoiser
 from vdm_jax.diffusion.sampling import steps_between
 from vdm_jax.diffusion.steps import Step
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.methods import EditMethod
-from vdm_jax.generation.editing.parts import EditParts, NullParts, PairParts
+from vdm_jax.generation.editing.parts import EditParts, NullParts, PairParts, WordParts
+from vdm_jax.generation.editing.words import WordEdits
 from vdm_jax.generation.one_stage import (
     finished,
     is_guided,
@@ -43,7 +46,7 @@ class EditSampling(NamedTuple):
     method: EditMethod
     target: Sampling  # of the new caption
     source: Sampling  # of the given video's caption: the same steps, its own guidance
-    token_weights: tuple[float, ...] | None = None  # for editing by cross-attention; None: without
+    words: WordEdits | None = None  # for editing by attention to words; None: without
 
 
 class Edits(NamedTuple):
@@ -110,6 +113,8 @@ def edit_parts(
     levels = stage_levels(stage, how.target) if levels is None else levels
     _, embedded = released_steps(stage, how.target)
     low = (None, None) if low is None else low
+    made = len(levels) - skipped_steps(len(levels), how.method.strength)
+    captions = tuple(of_last_steps(text, made, len(levels)) for text in captions)
 
     def conditioned(sampling: Sampling, text: Conditioning, low: Any) -> Conditioning:
         conditioning, _ = stage_conditioning(stage, sampling, keys, text, low, None, autoencoder)
@@ -130,12 +135,13 @@ def edit_parts(
     null = null_embeddings(stage, captions[1]) if how.method.optimises_null else None
     nulls = None if null is None else NullParts(null, with_null(0, null), with_null(1, null))
     given = stage, how, params, keys, captions, low, autoencoder, levels
-    pair = None if how.token_weights is None else pair_parts(*given)
+    pair = pair_parts(*given) if how.words is not None and how.method.samples_pairs else None
+    words = None if how.words is None else WordParts(how.words, 1 + is_guided(stage, how.target))
     source, target = (denoiser(sampling, conditioned(sampling, text, before))
                       for sampling, text, before in zip((how.source, how.target), captions, low, strict=True))
     return EditParts(
         source, target, keys, sampler_steps(stage, how.target, levels), stage.process, how.target.sampler,
-        how.target.shared_noise, nulls, pair)
+        how.target.shared_noise, nulls, pair, words)
 
 
 def pair_parts(
@@ -153,7 +159,7 @@ def pair_parts(
     _, embedded = released_steps(stage, how.target)
     guided = is_guided(stage, how.target)
     weight = jnp.tile(jnp.array([how.source.guidance, how.target.guidance])[:, None], (len(keys) // 2, 1))
-    composed = functools.partial(how.method.crossed, stage, how.token_weights, np.asarray(levels), 1 + guided)
+    composed = functools.partial(how.method.crossed, stage, how.words.weights, np.asarray(levels), 1 + guided)
     return PairParts(stage_denoiser(stage, params, conditioning, how.target, levels, embedded=embedded,
                                     weight=weight if guided else None, composed=composed), keys)
 

@@ -14,6 +14,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import Sampler
 from vdm_jax.diffusion.steps import Step
 from vdm_jax.diffusion.windows import ConditionalDenoiser
+from vdm_jax.generation.editing.words import WordEdits
 from vdm_jax.generation.generator import Generator
 from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage
@@ -35,6 +36,13 @@ class PairParts(NamedTuple):
     keys: Key[Array, " N"]  # two the same of each video
 
 
+class WordParts(NamedTuple):
+    """A stage that reads captions, for methods that edit by attention to their words."""
+
+    words: WordEdits
+    estimates: int  # of a video that a step with the new caption combines, neighbours in the batch, the first with it
+
+
 class EditParts(NamedTuple):
     """A stage as functions: of what the given video shows, and of what it shall show."""
 
@@ -46,21 +54,24 @@ class EditParts(NamedTuple):
     sampler: Sampler
     shared_noise: bool = False  # all frames of a video get the same noise
     nulls: NullParts | None = None  # of methods that optimise them, and stages that read embeddings of captions
-    pair: PairParts | None = None  # of methods that edit by cross-attention, and stages that read captions
+    pair: PairParts | None = None  # of methods that sample pairs, and stages that read captions
+    words: WordParts | None = None  # of methods that edit by words, and stages that read captions
 
     def there_and_back(self) -> EditParts:
         """The same with the given video's caption as the new one, to see what the way costs."""
         nulls = None if self.nulls is None else self.nulls._replace(target=self.nulls.source)
-        return self._replace(target=self.source, nulls=nulls, pair=None)
+        return self._replace(target=self.source, nulls=nulls, pair=None, words=None)
 
 
 class EditsStage:
     """What methods of editing have unless they say otherwise."""
 
     name: ClassVar[str]
+    strength: float  # share of the steps that are made, the last ones
     inverts: ClassVar[bool] = True  # whether it goes by the caption of the given video
     needs_source: ClassVar[bool] = False  # whether it cannot do without that caption
     optimises_null: ClassVar[bool] = False  # whether it goes by `EditParts.nulls`
+    samples_pairs: ClassVar[bool] = False  # whether it goes by `EditParts.pair`
     carries_first: ClassVar[bool] = False  # whether every clip of a long video begins with the video's first frame
     by_key_frames: ClassVar[bool] = False  # whether it makes single frames, and clips of any number of them
     whole_video: ClassVar[bool] = False  # whether a clip is the whole video, where the model makes any number of frames
@@ -74,9 +85,8 @@ class EditsStage:
 
     def by_words(
         self, stage: Stage, generator: Generator, captions: Sequence[str], sources: Sequence[str] | None
-    ) -> tuple[float, ...] | None:
-        """For methods that edit by cross-attention, weights of the new captions' first tokens; None: it is left alone.
-        """
+    ) -> WordEdits | None:
+        """For methods that edit by attention to words, what these are; None: it is left alone."""
         return None
 
     def notes(self, stage: Stage, params: Any) -> list[str]:

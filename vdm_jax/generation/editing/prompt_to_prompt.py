@@ -26,9 +26,10 @@ from vdm_jax.diffusion.arrays import Level, Video
 from vdm_jax.diffusion.inversion import ddim_inverted, sampled_from, steps_from
 from vdm_jax.diffusion.windows import ConditionalDenoiser
 from vdm_jax.errors import UserError
+from vdm_jax.generation.editing.attention_maps import in_main_network
 from vdm_jax.generation.editing.ddim_inversion import DDIMInversion, held_of
 from vdm_jax.generation.editing.parts import EditParts
-from vdm_jax.generation.editing.words import words_of
+from vdm_jax.generation.editing.words import WordEdits, words_of
 from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.blocks.attention import Attention
 from vdm_jax.stages.options import Sampling
@@ -55,6 +56,7 @@ class PromptToPrompt(DDIMInversion):
 
     name: ClassVar[str] = "prompt_to_prompt"
     needs_source: ClassVar[bool] = True
+    samples_pairs: ClassVar[bool] = True
 
     cross_replace: Share = 0.8  # of the steps that are made, the first ones, whose cross-attention is replaced
     weights: tuple[WordWeight, ...] = ()
@@ -74,10 +76,10 @@ class PromptToPrompt(DDIMInversion):
 
     def by_words(
         self, stage: Stage, generator: Generator, captions: Sequence[str], sources: Sequence[str] | None
-    ) -> tuple[float, ...] | None:
+    ) -> WordEdits | None:
         """Weights of the first tokens of the new captions. Raises `UserError` for captions whose words have other
-        numbers of tokens than the given videos', a word that is not there, and several captions with a weighted word at
-        different places."""
+        numbers of tokens than the given videos', a word that is not there or cut off, and several captions
+        with a weighted word at different places."""
         if stage.network.text is None:
             return None
         found = set()
@@ -93,13 +95,17 @@ class PromptToPrompt(DDIMInversion):
                     raise UserError(f"weight of {each.word!r}, which is no word of {caption!r}; permitted: "
                                     f"{', '.join(words.words)}", "PromptToPrompt.weights")
                 for word, places in zip(words.words, words.places, strict=True):
+                    if word == each.word.lower() and not places:
+                        raise UserError(f"weight of {each.word!r}, which is cut off {caption!r}, of which the network "
+                                        f"reads {sum(words.counts)} tokens; permitted: words before that, or a shorter "
+                                        "caption", "PromptToPrompt.weights")
                     if word == each.word.lower():
                         scales[list(places)] = each.weight
             found.add(tuple(np.trim_zeros(scales - 1, "b") + 1))  # further tokens have weight 1
         if len(found) > 1:
             raise UserError("weights of words at different places of several captions; permitted: one caption, or "
                             "words at the same places", "PromptToPrompt.weights")
-        return tuple(map(float, found.pop()))
+        return WordEdits(tuple(map(float, found.pop())))
 
     def crossed(
         self, stage: Stage, token_weights: tuple[float, ...], levels: Float[np.ndarray, " steps"], estimates: int,
@@ -118,7 +124,8 @@ class PromptToPrompt(DDIMInversion):
 
             def intercept(call: Callable, arguments: Any, options: Any, context: nn.module.InterceptorContext) -> Any:
                 found = call(*arguments, **options)
-                if context.method_name != "crossing" or not isinstance(context.module, Attention):
+                crosses = context.method_name == "crossing" and isinstance(context.module, Attention)
+                if not crosses or not in_main_network(context.module):
                     return found
                 return in_pairs(*found, active, token_weights, estimates)
 

@@ -6,7 +6,7 @@ displacement into the key frame, among those that flow and its neighbours propos
 edges differs least (after PatchMatch: Barnes et al. 2009), and patches of the edited key frame are averaged where they
 overlap.
 What the two key frames make of a frame is blended by how near they are in time and how well the patches fit, and keeps
-mean and contrast of each colour.
+mean and contrast of each colour. Its gradients may be those of the better one (`poisson.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from vdm_jax.generation.editing.poisson import blended_gradients
 from vdm_jax.metrics.flow import flow, opencv, warped
 
 PATCH = 5  # pixels: side of the patches that are compared
@@ -37,9 +38,11 @@ class Found(NamedTuple):
 
 
 def between(
-    sources: UInt8[np.ndarray, "T H W 3"], first: UInt8[np.ndarray, "H W 3"], last: UInt8[np.ndarray, "H W 3"]
+    sources: UInt8[np.ndarray, "T H W 3"], first: UInt8[np.ndarray, "H W 3"], last: UInt8[np.ndarray, "H W 3"],
+    poisson: bool = False,
 ) -> UInt8[np.ndarray, "N H W 3"]:
-    """The edited frames between two key frames, the first and the last of the given ones: two fewer than these."""
+    """The edited frames between two key frames, the first and the last of the given ones: two fewer than these;
+    `poisson` as of `mixed`."""
     count = len(sources) - 1
     steps = [flow(one, other) for one, other in itertools.pairwise(sources)]
     back = [flow(other, one) for one, other in itertools.pairwise(sources)]
@@ -48,7 +51,7 @@ def between(
         to_first, to_last = (chained(path) for path in (back[:place][::-1], steps[place:]))
         sides = [propagated(sources[place], sources[key], edited, along)
                  for key, edited, along in ((0, first, to_first), (count, last, to_last))]
-        made.append(mixed(*sides, place / count))
+        made.append(mixed(*sides, place / count, poisson))
     return np.stack(made) if made else np.zeros((0, *sources.shape[1:]), np.uint8)
 
 
@@ -104,8 +107,9 @@ def shifted(field: Float[np.ndarray, "H W 2"], rows: int, columns: int) -> Float
     return field[y][:, x]
 
 
-def mixed(one: Found, other: Found, time: float) -> UInt8[np.ndarray, "H W 3"]:
-    """What two key frames make of a frame, at a share of the time from one to the other."""
+def mixed(one: Found, other: Found, time: float, poisson: bool = False) -> UInt8[np.ndarray, "H W 3"]:
+    """What two key frames make of a frame, at a share of the time from one to the other; with `poisson` its gradients
+    are those of the one that counts more at each pixel."""
     weights = [share * (np.exp(-found.cost / FIT) + LEAST) for found, share in ((one, 1 - time), (other, time))]
     shares = [weight / sum(weights) for weight in weights]
     picture = sum(share[..., None] * found.picture for share, found in zip(shares, (one, other), strict=True))
@@ -114,6 +118,8 @@ def mixed(one: Found, other: Found, time: float) -> UInt8[np.ndarray, "H W 3"]:
                  for function in (np.mean, np.std))
     own, own_std = picture.mean((0, 1)), picture.std((0, 1))
     picture = (picture - own) * np.where(own_std > 0, std / np.maximum(own_std, 1e-6), 1) + mean
+    if poisson:
+        picture = blended_gradients(np.clip(picture, 0, 255), one.picture, other.picture, shares[0] >= shares[1])
     return np.clip(np.rint(picture), 0, 255).astype(np.uint8)
 
 

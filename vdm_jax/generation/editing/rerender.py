@@ -51,6 +51,7 @@ class Rerender(EditsStage):
     pixel_strength: Share = 0.5  # by how much
     inner_strength: Share = 0.9  # how much of the noise is made up for that mixing takes away
     colour: Period = (0.8, 1.0)  # steps whose estimate has the colours of the first key frame's
+    poisson: bool = False  # whether frames between key frames are blended by their gradients too
 
     def __post_init__(self):
         for name in ("shape", "pixel", "colour"):

@@ -43,7 +43,8 @@ def edit_by_key_frames(
                 carry = Carry(key if carry is None else carry.first, key)
             made[:, place] = carry.previous.made
             if place > before + 1:
-                made[:, before + 1:place] = _propagated(frames[:, before:place + 1], made[:, before], made[:, place])
+                made[:, before + 1:place] = _propagated(
+                    frames[:, before:place + 1], made[:, before], made[:, place], how.method.poisson)
             before = place
         return Edits(made, None, carry)
 
@@ -51,11 +52,11 @@ def edit_by_key_frames(
 
 
 def _propagated(
-    frames: np.ndarray, first: Float[np.ndarray, "B H W 3"], last: Float[np.ndarray, "B H W 3"]
+    frames: np.ndarray, first: Float[np.ndarray, "B H W 3"], last: Float[np.ndarray, "B H W 3"], poisson: bool
 ) -> Float[np.ndarray, "B T H W 3"]:
     """The frames between two key frames, the first and the last of the given ones."""
     ends = zip(np.asarray(to_uint8(first)), np.asarray(to_uint8(last)), strict=True)
-    return np.stack([to_float(between(video, *pair)) for video, pair in zip(frames, ends, strict=True)])
+    return np.stack([to_float(between(video, *pair, poisson)) for video, pair in zip(frames, ends, strict=True)])
 
 
 def _check_carry(carry: Carry | None, frames: np.ndarray) -> None:

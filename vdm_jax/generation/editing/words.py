@@ -26,6 +26,13 @@ class Words(NamedTuple):
         return tuple(map(len, self.places))
 
 
+class WordEdits(NamedTuple):
+    """What editing by the words of captions goes by; static."""
+
+    weights: tuple[float, ...]  # factors on the first tokens of the new captions
+    edited: tuple[int, ...] = ()  # places, among the tokens of the given videos' captions, of the words that change
+
+
 def words_of(generator: Generator, stage: Stage, caption: str) -> Words:
     """The words of a caption as a stage reads it; what is cut off a long one has no places. Raises `UserError` for a
     stage whose tokens are not those of single words: all but word encoders and the tokenizers of CLIP."""

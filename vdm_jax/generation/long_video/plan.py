@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Int
 
 from vdm_jax.conditions.frame_masks import FrameMask, NoMask
+from vdm_jax.conditions.inputs import check_uncut
 from vdm_jax.configuration import Size, SizeOrZero, config
 from vdm_jax.diffusion.frame_schedules import FrameSchedule
 from vdm_jax.diffusion.sampling import check_steps
@@ -74,6 +75,8 @@ class Method:
         if stage.starts_from("first_frame"):
             raise UserError(f"stage {stage.name!r} begins with a picture and cannot be extended; permitted: a stage "
                             "that takes conditioning frames", "stage")
+        if frames > size:
+            check_uncut(stage.network.conditions, f"stage {stage.name!r}: frames={frames} in segments of {size}")
 
     def sampled_by(self, stage: Stage, frames: int) -> Stage:
         """The first stage as it samples its segments."""

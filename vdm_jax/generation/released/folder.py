@@ -28,7 +28,7 @@ from vdm_jax.weights.tokenizers import Tokenizer, open_tokenizer
 
 INDEX = "model_index.json"
 DTYPES = ("float32", "bfloat16", "float16")
-COPIED = ("scheduler", "tokenizer", "feature_extractor", "image_processor")  # folders without weights
+COPIED = ("scheduler", "tokenizer", "tokenizer_2", "feature_extractor", "image_processor")  # folders without weights
 SEVERAL = {"controlnet": "MultiControlNetModel", "adapter": "MultiAdapter"}  # parts of which others have a number
 _NUMBERED = re.compile(rf"({'|'.join(SEVERAL)})_[1-9]\d*")
 
@@ -80,10 +80,10 @@ class Folder:
         self._check("scheduler")
         return read_scheduler(self.path / "scheduler", self.sampler)
 
-    def tokenizer(self, length: int) -> Tokenizer:
-        """The tokenizer, for texts of so many tokens. Raises `UserError` as `open_tokenizer` does."""
-        self._check("tokenizer")
-        return open_tokenizer(self.path / "tokenizer", length)
+    def tokenizer(self, length: int, part: str = "tokenizer", llama: bool = False) -> Tokenizer:
+        """A tokenizer, for texts of so many tokens; `llama` and errors are those of `open_tokenizer`."""
+        self._check(part)
+        return open_tokenizer(self.path / part, length, llama)
 
     def fields(self, file: str) -> dict[str, Any]:
         """An object of a file of the folder; empty where there is none."""

@@ -24,7 +24,7 @@ from vdm_jax.data.text_encoding import padding_of
 from vdm_jax.diffusion.scheduler_steps import COGVIDEOX
 from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
-from vdm_jax.generation.released import t5_transformers, transformers
+from vdm_jax.generation.released import hunyuan, t5_transformers, transformers
 from vdm_jax.generation.released.encoders import ReleasedEncoder
 from vdm_jax.generation.released.folder import INDEX, Folder, open_folder
 from vdm_jax.generation.released.kinds import kind_of
@@ -62,6 +62,8 @@ def networks_of(folder: Folder, weights: bool = True) -> dict[str, Pretrained]:
         return transformers.networks_of(folder, weights)
     if folder.kind in t5_transformers.PIPELINES:
         return t5_transformers.networks_of(folder, weights)
+    if folder.kind == hunyuan.HUNYUAN:
+        return hunyuan.networks_of(folder, weights)
     unet, vae = (folder.model(part, wanted, weights) for part, wanted in (("unet", LatentUNet), ("vae", Autoencoder)))
     if folder.kind.startswith("AnimateDiff") and unet.config.motion is None:  # the two are in folders of their own
         adapter = folder.model("motion_adapter", MotionAdapter, weights)
@@ -126,6 +128,8 @@ def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Schedul
         return transformers.stage_of(folder, networks, scheduler)
     if folder.kind in t5_transformers.PIPELINES:
         return t5_transformers.stage_of(folder, networks, scheduler, kind_of(folder))
+    if folder.kind == hunyuan.HUNYUAN:
+        return hunyuan.stage_of(folder, networks, scheduler, kind_of(folder))
     kind, unet, vae = kind_of(folder), networks["unet"], networks["vae"].config
     scheduler = dataclasses.replace(scheduler or folder.scheduler(), threshold_per=kind.threshold_per)
     if scheduler.name in COGVIDEOX:
@@ -153,8 +157,9 @@ def stage_of(folder: Folder, networks: dict[str, Pretrained], scheduler: Schedul
 
 
 def experiment_of(folder: Folder, networks: dict[str, Pretrained], mesh: MeshSpec | None = None) -> Experiment:
-    """The experiment that a pipeline is: one stage, and no data."""
-    text = networks.get("text_encoder")
+    """The experiment that a pipeline is: one stage, and no data. It names an encoder of texts that is one of CLIP or
+    T5."""
+    text = None if folder.kind == hunyuan.HUNYUAN else networks.get("text_encoder")
     length = transformers.text_length(networks) if transformers.FIRST in networks else text and text.config.length
     encoder = text and EncoderFolder(path=str(folder.path.absolute()), length=length, padding=padding_of(folder.path))
     return Experiment(name=folder.path.absolute().name, stages=(stage_of(folder, networks),), encoder=encoder,
@@ -199,5 +204,6 @@ def generator_of(folder: Folder, experiment: Experiment, networks: dict[str, Pre
     """The generator of an experiment with the networks of a folder."""
     name = experiment.stages[0].name
     experiment = dataclasses.replace(experiment, mesh=folder.spec)
+    encoder = (hunyuan.HunyuanEncoder if folder.kind == hunyuan.HUNYUAN else ReleasedEncoder)(folder, networks)
     return Generator(experiment, {name: parameters_of(networks)}, list(folder.mesh.devices.flat),
-                     {name: networks["vae"].params}, ReleasedEncoder(folder, networks))
+                     {name: networks["vae"].params}, encoder)

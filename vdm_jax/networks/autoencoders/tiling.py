@@ -1,7 +1,8 @@
 """Encoding and decoding of clips too large for memory: some frames at a time, and each frame in tiles.
 
 `in_chunks` and `in_tiles` take any function from video to video that changes sizes by constant factors, and go inside
-each other. `in_stream` is for functions that keep what later pieces need of earlier ones, and is exact. Pieces are
+each other. `in_stream` is for functions that keep what later pieces need of earlier ones, and is exact.
+`in_blended_clips` is for functions of clips whose first frame is apart, and blends pieces that overlap. Pieces are
 computed one after the other (under `jit` too), so that activations are those of one piece.
 """
 
@@ -102,6 +103,52 @@ def in_stream(
         return (lax.dynamic_update_slice_in_dim(out, y, place, axis=1), state), None
 
     return lax.scan(add, (out, state), jnp.arange(count))[0][0]
+
+
+def in_blended_clips(
+    function: Function, video: Float[Array, "B T H W C"], frames: int, stride: int
+) -> Float[Array, "B T2 H2 W2 O"]:
+    """`function` of pieces of `1 + frames` frames, each a clip of its own, blended linearly where they overlap.
+
+    Args:
+      function: of 1 + n frames to 1 + f n, f a whole number or one over one.
+      frames: of a piece after its first one, as of `video`; later pieces may be shorter.
+      stride: frames from the beginning of a piece to that of the next one.
+
+    The first frame that comes out of a piece is thrown away, but for that of the clip. Of the `frames - stride` frames
+    that two pieces share after it, the later piece has the share 0 of the first one, then 1 over their number more of
+    each. Raises `UserError` for sizes that do not fit.
+    """
+    length, shared = video.shape[1], frames - stride
+    first = function(video[:, : min(1 + frames, length)])
+    factor = Fraction(first.shape[1] - 1, min(frames, length - 1)) if length > 1 else Fraction(1)
+    if not 0 < stride <= frames or any((size * factor).denominator > 1 for size in (length - 1, frames, stride)):
+        raise UserError(f"stride={stride} between pieces of frames={frames} after their first one, of clips of "
+                        f"{length}, whose number changes by {factor}; permitted: a stride from 1 to the frames, and "
+                        f"multiples of {factor.denominator}")
+
+    def changed(count: Any) -> Any:
+        return count * factor.numerator // factor.denominator
+
+    def blended(out: Array, piece: Array, start: Any) -> Array:
+        y, place = function(piece)[:, 1:], 1 + changed(start)
+        share = jnp.minimum(jnp.arange(y.shape[1]) / max(changed(shared), 1), 1) if shared else jnp.ones(y.shape[1])
+        share = share[:, None, None, None].astype(y.dtype)
+        before = lax.dynamic_slice_in_dim(out, place, y.shape[1], axis=1)
+        return lax.dynamic_update_slice_in_dim(out, before * (1 - share) + y * share, place, axis=1)
+
+    def add(out: Array, number: Array) -> tuple[Array, None]:
+        start = number * stride
+        return blended(out, lax.dynamic_slice_in_dim(video, start, 1 + frames, axis=1), start), None
+
+    out = jnp.zeros((len(video), 1 + changed(length - 1), *first.shape[2:]), first.dtype)
+    out = lax.dynamic_update_slice_in_dim(out, first, 0, axis=1)
+    whole = max((length - 1 - frames) // stride, 0)  # further pieces of all their frames
+    if whole:
+        out, _ = lax.scan(add, out, jnp.arange(1, 1 + whole))
+    for start in range((1 + whole) * stride, length - 1, stride):
+        out = blended(out, video[:, start:], start)
+    return out
 
 
 def in_tiles(

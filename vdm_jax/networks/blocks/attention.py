@@ -139,8 +139,8 @@ class Attention(nn.Module):
             pattern = self.pattern
             if past is not None:
                 pattern, options["extra_keys"] = WithExtraKeys(inner=Full()), _of_past(past)
-            y = attend(q, k, v, pattern=pattern, frame_mask=frame_mask,
-                       **options | ({"sharded_axis": "frames"} if across else {}))
+            y = self.attending(q, k, v, pattern=pattern, frame_mask=frame_mask,
+                               **options | ({"sharded_axis": "frames"} if across else {}))
             y = y.swapaxes(1, 3) if across else y
         y = y.reshape(*x.shape[:-1], -1)
         if not self.project:
@@ -158,6 +158,14 @@ class Attention(nn.Module):
         """Queries of cross-attention and keys and values of the outside tokens as they are: where
         `flax.linen.intercept_methods` changes them."""
         return q, outside
+
+    def attending(
+        self, q: Float[Array, "B T H W K D"], k: Float[Array, "B T H W K D"], v: Float[Array, "B T H W K D"],
+        **options: Any,
+    ) -> Float[Array, "B T H W K D"]:
+        """What the queries of self-attention find among its keys and values; frames and columns change places where
+        the mesh splits the width. `flax.linen.intercept_methods` changes it."""
+        return attend(q, k, v, **options)
 
     def seen(self, x: Float[Array, "B *thw C"]) -> Float[Array, "B G L C"] | None:
         """The tokens that self-attention by separate projections sees in place of the video's own, of which `x` are

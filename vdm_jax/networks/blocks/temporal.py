@@ -86,6 +86,23 @@ class TemporalConvolutions(nn.Module):
         return add_to_clip(x, h, images)
 
 
+class LowRankTemporalConvolution(nn.Module):
+    """A temporal convolution to a few channels and one back to all of them, without biases and next to a residual
+    connection; the last one starts at zero (Follow Your Pose: Ma et al. 2023, arXiv 2304.01186, in its code)."""
+
+    rank: int  # channels between the two
+    kernel: int = 3  # frames
+    dtype: jnp.dtype = jnp.float32
+    sharded_axis: str = "frames"  # what of the video the mesh splits, if it does
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
+        options = {"kernel": (self.kernel, 1, 1), "use_bias": False, "dtype": self.dtype,
+                   "sharded_axis": self.sharded_axis}
+        h = Convolution(self.rank, kernel_init=nn.initializers.normal(1 / self.rank), name="down", **options)(x)
+        return add_residual(x, Convolution(x.shape[-1], kernel_init=zeros, name="up", **options)(h))
+
+
 class ConvolutionInflation(nn.Module):
     """Norm, SiLU, spatial convolution, SiLU, temporal convolution, zero-initialised projection (Lumiere: Bar-Tal et al.
     2024, arXiv 2401.12945; where norm and activation are is not published)."""

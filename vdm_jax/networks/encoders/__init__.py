@@ -1,1 +1,1 @@
-"""Encoders of text and pictures whose features networks are conditioned on: CLIP, T5 and UMT5."""
+"""Encoders of text and pictures whose features networks are conditioned on: CLIP, T5, UMT5 and Llama."""

@@ -1,0 +1,50 @@
+"""Follow Your Pose in miniature, on the clips of the folder `videos`, with `poses` and the embeddings `texts` next to
+it, for tests and for trying it out. The weights of its U-Net and autoencoder are files in the current folder."""
+
+from dataclasses import replace
+
+from vdm_jax.attention.patterns import SparseCausal
+from vdm_jax.data.embeddings import WithEmbeddings
+from vdm_jax.data.video_folder import VideoFolder
+from vdm_jax.networks.autoencoders.config import Autoencoder
+from vdm_jax.networks.latent_unet import LatentUNet
+from vdm_jax.networks.t2i_adapter import T2IAdapter
+from vdm_jax.stages.latent import Latent
+from vdm_jax.stages.options import InitFrom, InitFromFile, Sampling, Training
+from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
+from vdm_jax_configs.follow_your_pose import _stage
+
+UNET = LatentUNet(widths=(8,), blocks=1, attention=(True,), heads=(2,), only_cross_attention=(False,), token_channels=6,
+                  groups=4)
+VIDEO = replace(UNET, temporal_attention=True, temporal_rank=4, norm_over="residual",
+                spatial_pattern=SparseCausal(first=True, previous=True, own=False))
+ENCODER = T2IAdapter(widths=(8,), blocks=1, factor=2)
+DATA = VideoFolder(path="videos", captions="captions.csv", height=16, width=16, fractions=(0.8, 0.2, 0.0),
+                   cache="cache", clips="one")
+
+
+def experiment(name: str, unet: LatentUNet, training: Training, data: VideoFolder, autoencoder: Autoencoder
+               ) -> Experiment:
+    """One of the two stages; the second one's clips come without poses."""
+    stage = Stage(
+        name="base", video=VideoSpec(frames=data.frames, height=16, width=16, fps=8), process=_stage.PROCESS,
+        latent=Latent(autoencoder=autoencoder, weights="autoencoder.safetensors"),
+        network=_stage.network(unet, ENCODER, pose_free=data.controls is None),
+        training=replace(training, batch_size=8, warmup_steps=2, ema_decay=0.0, text_dropout=0.1, log_every=1,
+                         checkpoint_every=training.steps, sample_every=0, validate_every=0, random_starts=True),
+        sampling=Sampling(sampler=_stage.SAMPLER, steps=2, guidance=1.0, threshold=None, batch_size=1))
+    return Experiment(name=name, stages=(stage,), data=WithEmbeddings(data=data, path="texts", length=2))
+
+
+def images(autoencoder: Autoencoder, steps: int = 60) -> Experiment:
+    """The encoder of skeletons, on single frames."""
+    training = Training(steps=steps, learning_rate=1e-2, trainable=_stage.POSES,
+                        init_from=InitFromFile(path="unet.safetensors"))
+    return experiment("tiny_pose_images", UNET, training, replace(DATA, frames=1, controls="poses"), autoencoder)
+
+
+def videos(autoencoder: Autoencoder, run: str, steps: int = 60) -> Experiment:
+    """Temporal layers, on clips without poses."""
+    training = Training(steps=steps, learning_rate=1e-2, trainable=_stage.OVER_FRAMES,
+                        init_from=InitFrom(stage="base", run=run))
+    return experiment("tiny_pose_videos", VIDEO, training, replace(DATA, frames=3), autoencoder)
