@@ -13,7 +13,7 @@ Expected: UBC fashion SSIM 0.885, LPIPS 0.068, FVD 238.7 after both phases, in t
           by us.
 Run:      vdm-jax train dream_pose/frames     (weights/sd_vae.safetensors and weights/sd1_unet.safetensors by vdm-jax
           convert; videos, and of each DensePose maps as a video whose red and green are its two channels, a picture,
-          and what vdm-jax embed --hidden --last makes of that by CLIP ViT-B/32)
+          and its tokens by CLIP ViT-B/32: vdm-jax embed data/pictures --encoder models/clip --hidden --last)
 """
 
 from dataclasses import replace
