@@ -124,16 +124,3 @@ def lines_of(record: Mapping[str, Any], first: str, columns: Mapping[str, str], 
 def with_picture(text: str, title: str, page: Path, picture: Path) -> str:
     """A text, and under it a picture where there is one, by its place next to the page."""
     return text + f"\n\n![{title}]({os.path.relpath(picture, page.parent)})" * picture.exists()
-
-
-def exit_code(name: str, work: Callable[[], Any]) -> int:
-    """That of a script: 2 where it is refused, 130 where it is stopped; the reason in one line."""
-    try:
-        work()
-    except UserError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(f"{name}: {str(stop) or 'stopped; the same command goes on'}", file=sys.stderr)
-        return 130
-    return 0

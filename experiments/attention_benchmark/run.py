@@ -14,13 +14,13 @@ from pathlib import Path
 
 from experiments.attention_benchmark.presets import PRESETS
 from experiments.attention_benchmark.targets import pod_rows, pod_targets, table, targets
+from experiments.exit_codes import exit_code
 from experiments.readme_tables import insert
 from vdm_jax.benchmark.plots import draw, require_matplotlib
 from vdm_jax.benchmark.record import load
 from vdm_jax.benchmark.report import markdown
 from vdm_jax.benchmark.sweep import compile_ahead, measure
 from vdm_jax.commands.progress import sweep_progress
-from vdm_jax.errors import UserError
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -64,18 +64,14 @@ def main() -> int:
     args = parser.parse_args()
     if bool(args.preset) == args.report:
         parser.error("give either --preset or --report")
-    try:
+
+    def work() -> None:
         if args.preset:
             record(args.preset, fresh=args.fresh)
         write_report()
-    except UserError as error:
-        print(f"attention_benchmark: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("attention_benchmark: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    print(HERE / "README.md")
-    return 0
+        print(HERE / "README.md")
+
+    return exit_code("attention_benchmark", work)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments.exit_codes import exit_code
 from experiments.readme_tables import insert
 from vdm_jax.attention import (
     BlockCausal,
@@ -45,7 +46,6 @@ from vdm_jax.attention.patterns import OwnPattern
 from vdm_jax.benchmark import machine
 from vdm_jax.benchmark.cases import label
 from vdm_jax.benchmark.record import load, open_record, save
-from vdm_jax.errors import UserError
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.versions import versions
 
@@ -172,18 +172,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--report", action="store_true", help="only write the tables from the record")
     parser.add_argument("--fresh", action="store_true", help="measure again what is recorded")
     args = parser.parse_args(arguments)
-    try:
+
+    def work() -> None:
         if not args.report:
             jax.config.update("jax_num_cpu_devices", DEVICES)
             jax.config.update("jax_platforms", "cpu")
             measure(RECORD, cases(), fresh=args.fresh)
         write_report()
-    except UserError as error:
-        print(f"sharded_errors: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("sharded_errors: stopped; the same command goes on", file=sys.stderr)
-        return 130
+
+    if code := exit_code("sharded_errors", work):
+        return code
     above = [key for key, row in load(RECORD)["rows"].items() if max(worst(row)) > TOLERANCE]
     print("\n".join(f"above {TOLERANCE:g}: {key}" for key in above) or HERE / "README.md")
     return int(bool(above))

@@ -36,6 +36,7 @@ from experiments.attention_benchmark.variants import FULL, VARIANTS, Cost, cost,
 from experiments.attention_benchmark.which_pattern_report import write_report
 from experiments.attention_benchmark.which_pattern_samples import SHOWN, keep_strip, strip_path
 from experiments.attention_benchmark.which_pattern_times import step_times
+from experiments.exit_codes import exit_code
 from vdm_jax.benchmark import machine
 from vdm_jax.benchmark.cases import label
 from vdm_jax.benchmark.plots import require_matplotlib
@@ -45,7 +46,6 @@ from vdm_jax.commands.train_command import train
 from vdm_jax.conditions.vocabulary import Vocabulary
 from vdm_jax.data.opening import open_source
 from vdm_jax.data.pipeline import Pipeline
-from vdm_jax.errors import UserError
 from vdm_jax.evaluation.digits import scorer_of
 from vdm_jax.generation.generator import Generator
 from vdm_jax.parallel.mesh import make_mesh
@@ -285,7 +285,8 @@ def main() -> int:
     if bool(args.preset) == args.report:
         parser.error("give either --preset or --report")
     path = HERE / "results" / "which_pattern.json"
-    try:
+
+    def work() -> None:
         require_matplotlib()
         if args.preset:
             record_times(PRESETS[args.preset], path)
@@ -294,14 +295,9 @@ def main() -> int:
                 keep_samples(PRESETS[args.preset], path, RUNS)
         if load(path)["rows"]:
             write_report(path, HERE / "README.md", HERE.parent.parent / "docs" / "results.md")
-    except UserError as error:
-        print(f"which_pattern: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(f"which_pattern: {str(stop) or 'stopped; the same command goes on'}", file=sys.stderr)
-        return 130
-    print(HERE / "README.md")
-    return 0
+        print(HERE / "README.md")
+
+    return exit_code("which_pattern", work)
 
 
 if __name__ == "__main__":

@@ -22,11 +22,11 @@ import vdm_jax
 from experiments.cascade_baseline.extension import compare
 from experiments.cascade_baseline.report import write_report
 from experiments.cascade_baseline.systems import SYSTEMS, Part, step_flops, within_budget
+from experiments.exit_codes import exit_code
 from vdm_jax.benchmark import machine
 from vdm_jax.benchmark.plots import require_matplotlib
 from vdm_jax.benchmark.record import open_record, save
 from vdm_jax.commands.train_command import train
-from vdm_jax.errors import UserError
 from vdm_jax.evaluation.digits import evaluate_digits
 from vdm_jax.planning.flops import METHOD
 
@@ -101,21 +101,17 @@ def main() -> int:
     args = parser.parse_args()
     if bool(args.preset) == args.report:
         parser.error("give either --preset or --report")
-    try:
+
+    def work() -> None:
         require_matplotlib()
         for name in PRESETS if args.report else (args.preset,):
             path = HERE / "results" / f"{name}.json"
             if args.preset:
                 record(PRESETS[name], path, Path("runs/cascade_baseline") / name, fresh=args.fresh)
             write_report(path, HERE / "README.md")
-    except UserError as error:
-        print(f"cascade_baseline: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        print(f"cascade_baseline: {str(stop) or 'stopped; the same command goes on'}", file=sys.stderr)
-        return 130
-    print(HERE / "README.md")
-    return 0
+        print(HERE / "README.md")
+
+    return exit_code("cascade_baseline", work)
 
 
 if __name__ == "__main__":

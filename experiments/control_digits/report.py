@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from experiments.control_digits.run import FOLDER, GOALS, NONE, REAL, SILENT
-from experiments.digit_rows import PICTURE, SHOWN, draw_strips, exit_code, lines_of, with_picture
+from experiments.digit_rows import PICTURE, SHOWN, draw_strips, lines_of, with_picture
+from experiments.exit_codes import exit_code
 from experiments.readme_tables import insert
 from vdm_jax.benchmark.record import load
 from vdm_jax.commands.configs import load_config

@@ -24,7 +24,8 @@ import tyro
 
 from experiments.control_digits import measures, models
 from experiments.control_digits.measures import with_interval
-from experiments.digit_rows import SHOWN, Rows, Videos, exit_code, keep_strips
+from experiments.digit_rows import SHOWN, Rows, Videos, keep_strips
+from experiments.exit_codes import exit_code
 from vdm_jax.benchmark.record import difference
 from vdm_jax.configuration import to_data
 from vdm_jax.data.controlled_digits import without_digits

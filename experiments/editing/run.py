@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from jaxtyping import Bool, Float, UInt8
 
-from experiments.digit_rows import exit_code
+from experiments.exit_codes import exit_code
 from vdm_jax.benchmark.machine import describe, versions
 from vdm_jax.digits.clips import COLOURS, DIGIT_WORDS, DigitClip, DigitObject, generate_clip
 from vdm_jax.digits.scorer import DigitScorer

@@ -24,6 +24,7 @@ import numpy as np
 import tyro
 from jaxtyping import Float, UInt8
 
+from experiments.exit_codes import exit_code
 from vdm_jax.benchmark.machine import describe, versions
 from vdm_jax.benchmark.record import difference, open_record, save
 from vdm_jax.commands.distil_command import main as distil
@@ -97,9 +98,9 @@ class Row:
                    for stage in self.generator.experiment.stages)
 
 
-def main() -> None:
+def main() -> int:
     """Entry of the script."""
-    run(tyro.cli(Run, config=(tyro.conf.AvoidSubcommands,)))
+    return exit_code("few_steps", lambda: run(tyro.cli(Run, config=(tyro.conf.AvoidSubcommands,))))
 
 
 def run(options: Run) -> dict[str, Any]:
@@ -318,4 +319,4 @@ def diversity(videos: UInt8[np.ndarray, "N M T H W 3"]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

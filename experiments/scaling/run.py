@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.exit_codes import exit_code
 from experiments.scaling.cases import Case, cases
 from experiments.scaling.report import PAGE, write_report
 from vdm_jax.benchmark.plots import require_matplotlib
@@ -123,7 +124,8 @@ def main() -> int:
     parser.add_argument("--report", action="store_true", help="only write README.md and plots from the record")
     parser.add_argument("--fresh", action="store_true", help="compile again what is recorded")
     args = parser.parse_args()
-    try:
+
+    def work() -> None:
         require_matplotlib()
         if not args.report:
             chosen = [case for case in cases() if re.search(args.only, case.name)]
@@ -136,14 +138,9 @@ def main() -> int:
             else:
                 record(chosen, minutes=args.minutes, fresh=args.fresh)
         write_report(RECORD, HERE / "README.md", PAGE)
-    except UserError as error:
-        print(f"scaling: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("scaling: stopped; the same command goes on", file=sys.stderr)
-        return 130
-    print(HERE / "README.md")
-    return 0
+        print(HERE / "README.md")
+
+    return exit_code("scaling", work)
 
 
 if __name__ == "__main__":

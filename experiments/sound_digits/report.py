@@ -14,7 +14,8 @@ import numpy as np
 from jaxtyping import Int
 
 from experiments.control_digits import models as control
-from experiments.digit_rows import PICTURE, SHOWN, draw_strips, exit_code, lines_of, with_picture
+from experiments.digit_rows import PICTURE, SHOWN, draw_strips, lines_of, with_picture
+from experiments.exit_codes import exit_code
 from experiments.readme_tables import insert
 from experiments.sound_digits import models
 from experiments.sound_digits.run import FLOOR, FOLDER, GOAL, NONE, OTHER, OWN, REAL

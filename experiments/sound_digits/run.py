@@ -23,7 +23,8 @@ from jaxtyping import Float
 
 from experiments.control_digits import models as control
 from experiments.control_digits.measures import as_made, enlarged, with_interval
-from experiments.digit_rows import Rows, Videos, exit_code
+from experiments.digit_rows import Rows, Videos
+from experiments.exit_codes import exit_code
 from experiments.sound_digits import models
 from vdm_jax.data.digit_beats import DigitBeats
 from vdm_jax.digits.beats import make_beat_clip
