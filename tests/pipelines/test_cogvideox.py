@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import vdm_jax
-from tests.pipelines.caches import check_steps_reuse_what_the_blocks_have_added
+from tests.pipelines.checks import check_a_video_of_a_text, check_steps_reuse_what_the_blocks_have_added
 from tests.pipelines.folders import write_with_t5
 from tests.refusals import refused
 from vdm_jax.commands import distil_command, generate_command
@@ -111,19 +111,8 @@ def test_a_latent_in_front(pairs):
 
 
 def test_a_video_of_a_text(pipeline, folder, tmp_path):
-    """The callable and the generator of runs make the same one; what is saved is what was loaded."""
-    options = {**SIZE, "num_inference_steps": 2, "seed": 3, "progress": False}
-    found = pipeline(["a red three"], **options)
-    assert found.videos.shape == (1, 5, 8, 12, 3) and found.videos.std() > 0 and found.fps == {"video": 8.0}
-    np.testing.assert_array_equal(pipeline(["a red three"], **options).videos, found.videos)
-    for other in ({"prompt": ["a green seven"]}, {"seed": 4}, {"negative_prompt": "green"}):
-        assert np.abs(found.videos.astype(int) - pipeline(**{"prompt": ["a red three"], **options, **other}).videos
-                      ).max() > 0, other
-    again = with_size(load_released(folder), 5, 8, 12)(["a red three"], seed=3, steps=2).videos
-    assert np.abs(again.astype(int) - found.videos).max() <= 1
-    pipeline.save_pretrained(tmp_path / "out")
-    same = vdm_jax.from_pretrained(tmp_path / "out")(["a red three"], **options).videos
-    np.testing.assert_array_equal(same, found.videos)
+    changes = ({"prompt": ["a green seven"]}, {"seed": 4}, {"negative_prompt": "green"})
+    check_a_video_of_a_text(pipeline, folder, tmp_path / "out", 8.0, changes, **SIZE)
 
 
 def test_texts_keep_their_padding(pipeline):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import vdm_jax
-from tests.pipelines.caches import check_steps_reuse_what_the_blocks_have_added
+from tests.pipelines.checks import check_a_video_of_a_text, check_steps_reuse_what_the_blocks_have_added
 from tests.pipelines.folders import write_pipeline
 from tests.refusals import refused
 from tests.weights.test_tokenizers import write_clip
@@ -24,7 +24,7 @@ from vdm_jax.data.text_encoding import CaptionEncoder
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.generation.one_stage import sample_keys
 from vdm_jax.generation.released.hunyuan import ASKED, CUT
-from vdm_jax.generation.released.models import load_released, read_released, with_size
+from vdm_jax.generation.released.models import read_released
 from vdm_jax.networks.autoencoders.hunyuan import HunyuanAutoencoder
 from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.encoders.llama import LlamaText
@@ -106,18 +106,8 @@ def test_texts_are_asked_for(pipeline):
 
 
 def test_a_video_of_a_text(pipeline, folder, tmp_path):
-    """The callable and the generator of runs make the same one; what is saved is what was loaded."""
-    options = {**SIZE, "num_inference_steps": 2, "seed": 3, "progress": False}
-    found = pipeline(["a red three"], **options)
-    assert found.videos.shape == (1, 5, 8, 16, 3) and found.videos.std() > 0 and found.fps == {"video": 24.0}
-    for other in ({"prompt": ["a green seven"]}, {"seed": 4}, {"guidance": 0.0}):
-        assert np.abs(found.videos.astype(int) - pipeline(**{"prompt": ["a red three"], **options, **other}).videos
-                      ).max() > 0, other
-    again = with_size(load_released(folder), 5, 8, 16)(["a red three"], seed=3, steps=2).videos
-    assert np.abs(again.astype(int) - found.videos).max() <= 1
-    pipeline.save_pretrained(tmp_path / "out")
-    same = vdm_jax.from_pretrained(tmp_path / "out")(["a red three"], **options).videos
-    np.testing.assert_array_equal(same, found.videos)
+    changes = ({"prompt": ["a green seven"]}, {"seed": 4}, {"guidance": 0.0})
+    check_a_video_of_a_text(pipeline, folder, tmp_path / "out", 24.0, changes, **SIZE)
 
 
 def test_the_sampler_written_out(pipeline):

@@ -12,14 +12,14 @@ import pytest
 import safetensors.numpy
 
 import vdm_jax
-from tests.pipelines.caches import check_steps_reuse_what_the_blocks_have_added
+from tests.pipelines.checks import check_a_video_of_a_text, check_steps_reuse_what_the_blocks_have_added
 from tests.pipelines.folders import write_with_t5
 from tests.refusals import refused
 from vdm_jax.commands import generate_command
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.generation.one_stage import released_steps, sample_keys
-from vdm_jax.generation.released.models import load_released, read_released, with_size
+from vdm_jax.generation.released.models import read_released
 from vdm_jax.networks.autoencoders.ltx_config import LTXAutoencoder
 from vdm_jax.networks.lora import LoRA, initial_factors, trained_adapter
 from vdm_jax.networks.transformer.members import ltx
@@ -75,19 +75,8 @@ def test_what_the_authors_sample_with(folder, timed):
 
 
 def test_a_video_of_a_text(pipeline, folder, tmp_path):
-    """The callable and the generator of runs make the same one; what is saved is what was loaded."""
-    options = {**SIZE, "num_inference_steps": 2, "seed": 3, "progress": False}
-    found = pipeline(["a red three"], **options)
-    assert found.videos.shape == (1, 5, 8, 16, 3) and found.videos.std() > 0 and found.fps == {"video": 25.0}
-    np.testing.assert_array_equal(pipeline(["a red three"], **options).videos, found.videos)
-    for other in ({"prompt": ["a green seven"]}, {"seed": 4}, {"fps": 5}, {"negative_prompt": "green"}):
-        assert np.abs(found.videos.astype(int) - pipeline(**{"prompt": ["a red three"], **options, **other}).videos
-                      ).max() > 0, other
-    again = with_size(load_released(folder), 5, 8, 16)(["a red three"], seed=3, steps=2).videos
-    assert np.abs(again.astype(int) - found.videos).max() <= 1
-    pipeline.save_pretrained(tmp_path / "out")
-    same = vdm_jax.from_pretrained(tmp_path / "out")(["a red three"], **options).videos
-    np.testing.assert_array_equal(same, found.videos)
+    changes = ({"prompt": ["a green seven"]}, {"seed": 4}, {"fps": 5}, {"negative_prompt": "green"})
+    check_a_video_of_a_text(pipeline, folder, tmp_path / "out", 25.0, changes, **SIZE)
 
 
 def test_steps_may_reuse_what_the_blocks_have_added(pipeline):
@@ -148,19 +137,25 @@ def test_refusals(pipeline, folder, tmp_path):
         read_released(other)
 
 
+def of_diffusers(kind, folder, diffusers, transformers):
+    """Their pipeline of a class, of the networks in a folder."""
+    theirs = getattr(diffusers, kind)(
+        vae=diffusers.AutoencoderKLLTXVideo.from_pretrained(folder / "vae"),
+        text_encoder=transformers.T5EncoderModel.from_pretrained(folder / "text_encoder"),
+        tokenizer=transformers.T5Tokenizer.from_pretrained(folder / "tokenizer"),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        transformer=diffusers.LTXVideoTransformer3DModel.from_pretrained(folder / "transformer"))
+    theirs.set_progress_bar_config(disable=True)
+    return theirs
+
+
 @pytest.mark.full
 @pytest.mark.parametrize("kind", ["first", "timed"])
 def test_videos_of_diffusers(kind, folder, timed):
     """From the same noise, within 1 of 255, of prompts that are guided, and with another rate of frames."""
     torch, diffusers, transformers = (pytest.importorskip(name) for name in ("torch", "diffusers", "transformers"))
     where = folder if kind == "first" else timed
-    theirs = diffusers.LTXPipeline(
-        vae=diffusers.AutoencoderKLLTXVideo.from_pretrained(where / "vae"),
-        text_encoder=transformers.T5EncoderModel.from_pretrained(where / "text_encoder"),
-        tokenizer=transformers.T5Tokenizer.from_pretrained(where / "tokenizer"),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(where / "scheduler"),
-        transformer=diffusers.LTXVideoTransformer3DModel.from_pretrained(where / "transformer"))
-    theirs.set_progress_bar_config(disable=True)
+    theirs = of_diffusers("LTXPipeline", where, diffusers, transformers)
     prompts, negative = ["a red three moving left", "a green seven"], ["green", "red"]
     size, factor = {"height": 32, "width": 64, "num_frames": 5}, vdm_jax.from_pretrained(where).models["vae"].config
     options = {**size, "num_inference_steps": 6, "guidance_scale": 3.0}

@@ -12,7 +12,7 @@ from PIL import Image
 
 import vdm_jax
 from tests.pipelines.folders import write_with_t5
-from tests.pipelines.test_ltx import FIXED, SCHEDULER, SIZE, TIMED, TRANSFORMER, VAE
+from tests.pipelines.test_ltx import FIXED, SCHEDULER, SIZE, TIMED, TRANSFORMER, VAE, of_diffusers
 from tests.refusals import refused
 from vdm_jax.commands.main import main
 from vdm_jax.conditions.conditioning import Conditioning
@@ -124,13 +124,7 @@ def test_videos_of_diffusers(kind, folders, monkeypatch):
     encoder gives, of which diffusers draws: that noise is 0 here."""
     torch, diffusers, transformers = (pytest.importorskip(name) for name in ("torch", "diffusers", "transformers"))
     where = folders[kind]
-    theirs = diffusers.LTXImageToVideoPipeline(
-        vae=diffusers.AutoencoderKLLTXVideo.from_pretrained(where / "vae"),
-        text_encoder=transformers.T5EncoderModel.from_pretrained(where / "text_encoder"),
-        tokenizer=transformers.T5Tokenizer.from_pretrained(where / "tokenizer"),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler.from_pretrained(where / "scheduler"),
-        transformer=diffusers.LTXVideoTransformer3DModel.from_pretrained(where / "transformer"))
-    theirs.set_progress_bar_config(disable=True)
+    theirs = of_diffusers(PICTURED, where, diffusers, transformers)
     ours = vdm_jax.from_pretrained(where)
     factor, images = ours.models["vae"].config.factor, pictures(32, 64)
     shape = (2, 3, 32 // factor, 64 // factor, 2)

@@ -192,12 +192,8 @@ def test_causal_autoencoders(options, torch, tmp_path):
     assert torch.equal(again.decode(theirs.mean).sample, decoded)
 
 
-@pytest.mark.parametrize("frames", [1, 9, 17])
-def test_the_autoencoder_of_cogvideox(frames, torch, tmp_path):
-    """In the pieces that their class takes, over which its norms are."""
-    model = peer(torch, "diffusers", "AutoencoderKLCogVideoX", {
-        "block_out_channels": (4, 8, 8), "down_block_types": ("CogVideoXDownBlock3D",) * 3, "layers_per_block": 1,
-        "up_block_types": ("CogVideoXUpBlock3D",) * 3, "latent_channels": 2, "norm_num_groups": 2})
+def check_in_pieces(torch, model, frames, tmp_path):
+    """Latents and videos of an autoencoder that takes clips in pieces are those of theirs."""
     loaded, _ = brought(model, tmp_path / "in")
     latent = Latent(autoencoder=loaded.config, encode="mode")
     video = np.random.default_rng(0).uniform(-1, 1, (2, frames, 8, 16, 3)).astype(np.float32)
@@ -207,6 +203,15 @@ def test_the_autoencoder_of_cogvideox(frames, torch, tmp_path):
     x = jax.jit(lambda z: decode(latent, loaded.params, z))(z)
     close(np.asarray(x).transpose(0, 4, 1, 2, 3), model.decode(theirs).sample.clamp(-1, 1))
     check_way_back(torch, model, loaded, tmp_path / "out")
+
+
+@pytest.mark.parametrize("frames", [1, 9, 17])
+def test_the_autoencoder_of_cogvideox(frames, torch, tmp_path):
+    """In the pieces that their class takes, over which its norms are."""
+    model = peer(torch, "diffusers", "AutoencoderKLCogVideoX", {
+        "block_out_channels": (4, 8, 8), "down_block_types": ("CogVideoXDownBlock3D",) * 3, "layers_per_block": 1,
+        "up_block_types": ("CogVideoXUpBlock3D",) * 3, "latent_channels": 2, "norm_num_groups": 2})
+    check_in_pieces(torch, model, frames, tmp_path)
 
 
 @pytest.mark.parametrize("frames, attention", [(1, True), (5, False), (17, True), (33, True)])
@@ -216,15 +221,7 @@ def test_the_autoencoder_of_hunyuanvideo(frames, attention, torch, tmp_path):
         "block_out_channels": (4, 8, 8), "down_block_types": ("HunyuanVideoDownBlock3D",) * 3, "layers_per_block": 1,
         "up_block_types": ("HunyuanVideoUpBlock3D",) * 3, "latent_channels": 2, "norm_num_groups": 2,
         "spatial_compression_ratio": 4, "mid_block_add_attention": attention})
-    loaded, _ = brought(model, tmp_path / "in")
-    latent = Latent(autoencoder=loaded.config, encode="mode")
-    video = np.random.default_rng(0).uniform(-1, 1, (2, frames, 8, 16, 3)).astype(np.float32)
-    theirs = model.encode(torch.from_numpy(video.transpose(0, 4, 1, 2, 3).copy())).latent_dist.mean
-    z = jax.jit(lambda x: encode(latent, loaded.params, x))(video)
-    close(np.asarray(z).transpose(0, 4, 1, 2, 3) / loaded.config.scale, theirs)
-    x = jax.jit(lambda z: decode(latent, loaded.params, z))(z)
-    close(np.asarray(x).transpose(0, 4, 1, 2, 3), model.decode(theirs).sample.clamp(-1, 1))
-    check_way_back(torch, model, loaded, tmp_path / "out")
+    check_in_pieces(torch, model, frames, tmp_path)
 
 
 LTX = {"latent_channels": 2, "patch_size": 2, "block_out_channels": (4, 8, 8), "layers_per_block": (1,) * 4,
