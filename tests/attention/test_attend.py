@@ -270,12 +270,12 @@ def test_what_cannot_be_attended_is_an_error(options, message):
 def test_on_a_mesh_nothing_changes(kernel):
     """Batch over data and fsdp, heads over tensor, inside jit: the same values and gradients as on one device."""
     pattern, mesh = SparseCausal(), make_mesh(MeshSpec(data=2, fsdp=2, tensor=2))
-    arrays = inputs(batch=4)
-    valid = jnp.asarray(np.random.default_rng(0).random((4, SHAPE[0])) < 0.8)
+    arrays, rng = inputs(batch=4), np.random.default_rng(0)
+    valid = jnp.asarray(rng.random((4, SHAPE[0])) < 0.8)
+    cotangent = jnp.asarray(rng.standard_normal(arrays["q"].shape), jnp.float32)
 
     def gradients(q, k, v):
-        return jax.grad(lambda *a: (attend(*a, pattern=pattern, kernel=kernel, frame_valid=valid) ** 2).sum(),
-                        (0, 1, 2))(q, k, v)
+        return jax.vjp(lambda *a: attend(*a, pattern=pattern, kernel=kernel, frame_valid=valid), q, k, v)[1](cotangent)
 
     expected = jax.jit(gradients)(**arrays)
     sharding = NamedSharding(mesh, P(("data", "fsdp"), None, None, None, "tensor", None))
@@ -283,4 +283,4 @@ def test_on_a_mesh_nothing_changes(kernel):
         found = jax.jit(gradients)(**jax.device_put(arrays, sharding))
     for a, b in zip(found, expected, strict=True):
         assert a.sharding.is_equivalent_to(sharding, a.ndim)
-        np.testing.assert_allclose(a, b, atol=2e-5)
+        np.testing.assert_allclose(a, b, atol=1e-5)
