@@ -42,6 +42,9 @@ PRESETS = {
             Sweep(patterns=("full",), kernels=("xla", "chunked"), frames=(16,), sides=(64,),
                   modes=("forward+backward",)),
         )),
+    "linear": Preset(
+        about="Linear attention next to softmax attention, on a CPU with two cores: 2 minutes (reckoned).",
+        sweeps=(Sweep(patterns=("full", "causal"), kernels=("auto", "linear"), frames=(8, 16, 32)),)),
     "gpu": Preset(
         about="One GPU, bfloat16.",
         seconds=2.0,

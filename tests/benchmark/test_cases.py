@@ -78,6 +78,19 @@ def test_a_pattern_per_group_of_heads_is_counted_group_by_group():
     assert parts[1].least_bytes("gather", "cpu") == 4 * 4 * 64 * 2 * 8 + 4 * 2 * 64 * 8
 
 
+def test_linear_attention_stands_where_a_kernel_does():
+    linear = Case(pattern=Full(), kernel="linear", frames=4, height=8, width=8, heads=2, head_dim=16)
+    tokens = 4 * 8 * 8
+    assert linear.flops == 4 * tokens * 2 * 16**2
+    assert dataclasses.replace(linear, mode="forward+backward").flops == 3 * linear.flops
+    assert linear.resolved("cpu") == linear.resolved("tpu") == "linear"
+    assert dataclasses.replace(linear, pattern=Causal()).flops == linear.flops + 2 * 4**2 * 2 * 16**2
+    for change, message in (({"context": "ring"}, ("Case.context", "permitted: context='none'")),
+                            ({"pattern": Temporal()}, ("linear.pattern", "Temporal"))):
+        with refused(*message):
+            dataclasses.replace(linear, **change).resolved("cpu")
+
+
 def test_least_memory_is_arrays_and_dense_logits():
     case = Case(pattern=SparseCausal(), frames=8, height=4, width=4, heads=2, head_dim=16, dtype="bfloat16")
     array, logits = 2 * 128 * 32, 4 * 2 * 128**2

@@ -53,6 +53,13 @@ def test_rows_say_everything(path):
     assert all(left >= 0 for *_, left in steps)
 
 
+def test_linear_attention_is_measured_next_to_kernels(path):
+    sweep.measure(cases(kernels=("xla", "linear"), modes=("forward+backward",)), path, **QUICK)
+    rows = {row["case"]["kernel"]: row for row in load(path)["rows"].values()}
+    assert {row["status"] for row in rows.values()} == {"measured"} and rows["linear"]["kernel"] == "linear"
+    assert rows["linear"]["flops"] == 3 * 4 * 32 * 2 * 8**2
+
+
 def test_what_the_table_does_not_list_is_a_row_with_the_reason(path):
     sweep.measure(cases(kernels=("gather", "cudnn", "splash")), path, **QUICK)
     reasons = {row["case"]["kernel"]: row["reason"] for row in load(path)["rows"].values()}

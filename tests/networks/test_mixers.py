@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,13 @@ import pytest
 
 from tests.refusals import refused
 from vdm_jax.attention.counting import counted
-from vdm_jax.attention.patterns import Spatial, Temporal, TemporalCausal, WithExtraKeys, independent_frames_mask
+from vdm_jax.attention.linear import linear_attend
+from vdm_jax.attention.patterns import Causal, Spatial, Temporal, TemporalCausal, WithExtraKeys, independent_frames_mask
+from vdm_jax.attention.positions import rotary
 from vdm_jax.networks import config as cfg
+from vdm_jax.networks.blocks.positions import HeadNorm
 from vdm_jax.networks.layers import GroupNorm
-from vdm_jax.networks.mixers import AttentionInflationLayer, convolution_inflation, self_attention
+from vdm_jax.networks.mixers import AttentionInflationLayer, convolution_inflation, linear_attention, self_attention
 from vdm_jax.planning.flops import count
 
 COMMON = (4, "frame", jnp.float32)
@@ -91,7 +96,28 @@ def test_flops_of_both_blocks_are_counted(filled, normal):
     assert [c.flops for c in calls] == [2 * 2 * tokens * FRAMES * 8] * 2
 
 
+def test_linear_attention_is_its_parts_and_begins_as_the_identity(filled, normal):
+    """By hand from the projections; a frame of a causal clip does not see later ones."""
+    layer = linear_attention(cfg.LinearAttention(pattern=Causal(), head_dim=8), *COMMON)
+    x = normal(0, 1, FRAMES, 2, 3, 8)
+    fresh, _ = layer.init_with_output(jax.random.key(0), x)
+    np.testing.assert_array_equal(fresh, x)
+    params = filled(layer, x)
+    assert set(params) == {"norm", "qkv", "query_norm", "key_norm", "out"}
+    h = GroupNorm(4, "frame").apply({"params": params["norm"]}, x)
+    q, k, v = jnp.moveaxis((h @ params["qkv"]["kernel"]).reshape(1, FRAMES, 2, 3, 3, 1, 8), 4, 0)
+    q, k = (HeadNorm().apply({"params": params[f"{part}_norm"]}, a) for part, a in (("query", q), ("key", k)))
+    found = linear_attend(q, k, v, pattern=Causal(), turn=partial(rotary, axes="thw")).reshape(x.shape)
+    expected = x + found @ params["out"]["kernel"] + params["out"]["bias"]
+    got = layer.apply({"params": params}, x)
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+    changed = layer.apply({"params": params}, x.at[:, 3, ..., 0].add(1.0))
+    np.testing.assert_allclose(changed[:, :3], got[:, :3], atol=1e-6)
+    assert np.abs(changed[:, 4:] - got[:, 4:]).max() > 1e-3
+
+
 @pytest.mark.parametrize(("make", "message"), [
+    (lambda: cfg.LinearAttention(pattern=Temporal()), ("LinearAttention.pattern", "Full")),
     (lambda: cfg.ConvolutionInflation(kernel=2), ("ConvolutionInflation.kernel", "=2")),
     (lambda: cfg.ConvolutionInflation(temporal_kernel=0), ("ConvolutionInflation.temporal_kernel", "=0")),
     (lambda: cfg.AttentionInflation(layers=0), ("AttentionInflation.layers", "=0", ">= 1")),

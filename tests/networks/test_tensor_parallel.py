@@ -17,7 +17,13 @@ from vdm_jax.networks.blocks.attention import Attention
 from vdm_jax.networks.blocks.feed_forward import FeedForward
 from vdm_jax.networks.blocks.temporal import TemporalConvolutions, TemporalTransformer
 from vdm_jax.networks.latent_unet_blocks import BlockInputs, Sizes, TokenTransformer
-from vdm_jax.networks.mixers import convolution_inflation, cross_attention, feed_forward, self_attention
+from vdm_jax.networks.mixers import (
+    convolution_inflation,
+    cross_attention,
+    feed_forward,
+    linear_attention,
+    self_attention,
+)
 from vdm_jax.networks.unet import residual_block
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.parallel.rules import parameter_axes, parameter_shardings
@@ -32,6 +38,7 @@ LAYERS = {
     "mixers/spatial_attention_0": (self_attention(
         cfg.SelfAttention(pattern=Spatial(), head_dim=8, kernel="xla"), *COMMON), (None,)),
     "mixers/cross_attention_0": (cross_attention(cfg.CrossAttention(head_dim=8), *COMMON), (None, TEXT)),
+    "mixers/linear_attention_0": (linear_attention(cfg.LinearAttention(head_dim=8), *COMMON), (None,)),
     "mixers/feed_forward_0": (feed_forward(cfg.FeedForward(expansion=2), *COMMON), ()),
     "mixers/convolution_inflation_0": (
         convolution_inflation(cfg.ConvolutionInflation(), *COMMON), (0,)),

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args
 import jax.numpy as jnp
 
 from vdm_jax.attention.capability import CAPABILITIES, Request, resolve
+from vdm_jax.attention.linear import check_whole_frames, linear_flops
 from vdm_jax.attention.patterns import OwnPattern, attention_flops, by_heads, context_of
 from vdm_jax.attention.products import frame_table
 from vdm_jax.configuration import Count, Length, Size, config, from_data, to_data
@@ -20,7 +21,8 @@ MODES = ("forward", "forward+backward")
 DTYPES = ("float32", "bfloat16", "float16")
 PATTERNS: dict[str, type] = {pattern.__name__: pattern for pattern in get_args(OwnPattern)}
 
-Kernel = Literal[("auto", *sorted({kernel for kernel, _ in CAPABILITIES}))]
+LINEAR = "linear"  # in the place of a kernel: linear attention, which computes something else
+Kernel = Literal[("auto", *sorted({kernel for kernel, _ in CAPABILITIES}), LINEAR)]
 Context = Literal[tuple(sorted({context for _, context in CAPABILITIES}))]
 Sizes = Annotated[tuple[Size, ...], Length()]
 
@@ -106,8 +108,12 @@ class Case:
 
     @property
     def flops(self) -> float:
-        """Mask-aware FLOPs of the call (2 per multiply-add): forward as the mask has it, backward 2.5 times as many.
-        Raises `UserError` for a pattern that is not defined on the shape, or not for so many heads."""
+        """Mask-aware FLOPs of the call (2 per multiply-add): forward as the mask has it, backward 2.5 times as many; of
+        linear attention twice as many. Raises `UserError` for a pattern that is not defined on the shape, or not for so
+        many heads."""
+        if self.kernel == LINEAR:
+            factor = 1 if self.mode == "forward" else 3
+            return factor * self.batch * linear_flops(self.pattern, self.shape, self.heads, self.head_dim)
         one = attention_flops(self.pattern, self.shape, heads=self.heads, head_dim=self.head_dim)
         return FLOP_FACTOR[self.mode] * self.batch * one
 
@@ -123,6 +129,17 @@ class Case:
         return Request(pattern=self.pattern, shape=self.shape, batch=self.batch, heads=self.heads,
                        head_dim=self.head_dim, dtype=self.dtype, platform=platform,
                        tiled=platform == "cpu" and self.context == "none")
+
+    def resolved(self, platform: str) -> str:
+        """The kernel that computes it, which `auto` chooses. Raises `UserError` for what the capability table does not
+        list, and for linear attention in a context or with a pattern that does not relate whole frames."""
+        if self.kernel != LINEAR:
+            return resolve(self.request(platform), self.kernel, self.context)
+        if self.context != "none":
+            raise UserError(f"kernel={LINEAR!r} with context={self.context!r}; permitted: context='none'",
+                            "Case.context")
+        check_whole_frames(self.pattern, self.shape)
+        return LINEAR
 
     def least_bytes(self, kernel: str, platform: str) -> int:
         """Memory that the call needs at least: inputs, outputs, and the float32 logits where a kernel keeps them.

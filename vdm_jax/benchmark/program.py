@@ -13,8 +13,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 
 from vdm_jax.attention import attend
-from vdm_jax.attention.capability import resolve
-from vdm_jax.benchmark.cases import Case
+from vdm_jax.attention.linear import linear_attend
+from vdm_jax.benchmark.cases import LINEAR, Case
 from vdm_jax.benchmark.machine import GIB, platform_of
 from vdm_jax.errors import UserError
 from vdm_jax.parallel.compiling import compiler_options
@@ -77,7 +77,7 @@ def check(case: Case, mesh: Mesh, limit: int | None) -> str:
     the least memory that a device needs is above `limit` bytes."""
     platform = platform_of(mesh.devices.flat[0])
     try:
-        kernel = resolve(case.request(platform), case.kernel, case.context)
+        kernel = case.resolved(platform)
         sharding, least = _sharding(case, mesh), case.least_bytes(kernel, platform)
     except UserError as error:
         raise Unfit(str(error)) from None
@@ -125,6 +125,8 @@ def out_of_memory(error: Exception) -> str:
 
 def _function(case: Case) -> Callable[..., Any]:
     def forward(q, k, v):
+        if case.kernel == LINEAR:
+            return linear_attend(q, k, v, pattern=case.pattern)
         return attend(q, k, v, pattern=case.pattern, kernel=case.kernel, context=case.context)
 
     def both(q, k, v, cotangent):

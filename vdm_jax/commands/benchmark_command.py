@@ -40,7 +40,7 @@ class Benchmark:
 
     what: tyro.conf.Positional[Literal["attention"]]  # what is measured
     patterns: tuple[str, ...] = Sweep.patterns  # with options as in "Causal(window=4)"
-    kernels: tuple[str, ...] = Sweep.kernels  # auto, or names of the capability table
+    kernels: tuple[str, ...] = Sweep.kernels  # auto, names of the capability table, or linear (attention)
     contexts: tuple[str, ...] = Sweep.contexts  # how tokens are spread over devices
     frames: tuple[Size, ...] = Sweep.frames
     sides: tuple[Size, ...] = Sweep.sides  # tokens per side of a square frame

@@ -6,7 +6,17 @@ from typing import Annotated, Any, Literal
 
 from vdm_jax.attention import cross_pattern
 from vdm_jax.attention.capability import require
-from vdm_jax.attention.patterns import AttentionPattern, Spatial, Temporal, WithExtraKeys
+from vdm_jax.attention.patterns import (
+    AttentionPattern,
+    BlockCausal,
+    Causal,
+    FirstFrames,
+    Full,
+    SparseCausal,
+    Spatial,
+    Temporal,
+    WithExtraKeys,
+)
 from vdm_jax.conditions.inputs import Input, check_conditions
 from vdm_jax.conditions.reference import Reference
 from vdm_jax.conditions.sparse_control import SparseControl
@@ -67,6 +77,17 @@ class CrossAttention:
 
 
 @config
+class LinearAttention:
+    """Residual linear attention, whose work grows with the tokens and not with their square; it starts as the identity
+    (`attention/linear.py`; SANA-Video: Chen et al. 2025, arXiv 2509.24695)."""
+
+    pattern: Full | Causal | BlockCausal | SparseCausal | FirstFrames | Spatial = Full()  # which frame sees which
+    head_dim: Size = 32  # channels per head
+    position: Literal["rotary", "none"] = "rotary"
+    qk_norm: bool = True  # RMS norm of queries and keys per head, with learned scales
+
+
+@config
 class TemporalConvolution:
     """Residual temporal convolution (k x 1 x 1); starts as the identity."""
 
@@ -119,7 +140,7 @@ class AttentionInflation:
         return self.attention.head_dim
 
 
-Mixer = (SelfAttention | CrossAttention | TemporalConvolution | FeedForward | ConvolutionInflation
+Mixer = (SelfAttention | CrossAttention | LinearAttention | TemporalConvolution | FeedForward | ConvolutionInflation
          | AttentionInflation | FrameInjection)
 
 # ---------------------------------------------------------------------------------------------- the U-Net

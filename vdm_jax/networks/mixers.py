@@ -17,6 +17,7 @@ from vdm_jax.errors import unknown_kind
 from vdm_jax.networks import config as cfg
 from vdm_jax.networks.blocks.attention import Attention, Tokens
 from vdm_jax.networks.blocks.feed_forward import FeedForward
+from vdm_jax.networks.blocks.linear_attention import LinearAttention
 from vdm_jax.networks.blocks.temporal import ConvolutionInflation, TemporalConvolutions
 from vdm_jax.networks.layers import (
     Convolution,
@@ -77,6 +78,8 @@ class Mixers(nn.Module):
                 x = layer(x, mixer_inputs.frames)
             elif isinstance(mixer, cfg.AttentionInflation):
                 x = layer(x, frame_mask, mixer_inputs.frame_valid)
+            elif isinstance(mixer, cfg.LinearAttention):
+                x = layer(x, frame_mask, None, mixer_inputs.frame_valid)
             else:
                 x = layer(x) if isinstance(mixer, cfg.FeedForward) else layer(x, images, mixer_inputs.frame_valid)
         return x
@@ -110,6 +113,16 @@ def cross_attention(
     """Attention of every video token to text tokens, which may differ per frame."""
     return Attention(config.head_dim, pattern=None, kernel=config.kernel, norm=_norm(groups, norm_over), residual=True,
                      out_init=zeros, dtype=dtype, sharded_axis=sharded_axis, name=name)
+
+
+def linear_attention(
+    config: cfg.LinearAttention, groups: int, norm_over: str, dtype: jnp.dtype, sharded_axis: str = "frames",
+    name: str | None = None,
+) -> LinearAttention:
+    """Linear attention with a pattern of whole frames."""
+    return LinearAttention(
+        config.head_dim, pattern=config.pattern, position=config.position, qk_norm=config.qk_norm,
+        norm=_norm(groups, norm_over), residual=True, out_init=zeros, dtype=dtype, sharded_axis=sharded_axis, name=name)
 
 
 def temporal_convolution(
@@ -212,6 +225,7 @@ class FramePyramid(nn.Module):
 LAYERS: dict[type, tuple[Callable[..., Any], str]] = {
     cfg.SelfAttention: (self_attention, ""),
     cfg.CrossAttention: (cross_attention, "cross_attention"),
+    cfg.LinearAttention: (linear_attention, "linear_attention"),
     cfg.TemporalConvolution: (temporal_convolution, "temporal_convolution"),
     cfg.FeedForward: (feed_forward, "feed_forward"),
     cfg.ConvolutionInflation: (convolution_inflation, "convolution_inflation"),
