@@ -35,8 +35,7 @@ def get_config() -> Experiment:
         process=Process(schedule=betas, prediction="eps", level_sampling=UniformTimestep()),
         latent=Latent(autoencoder=AUTOENCODER_F8, weights="weights/sd_vae.safetensors", encode_frames=1),
         training=Training(steps=100_000, batch_size=128, learning_rate=1e-4, text_dropout=0.1, ema_decay=0.9999,
-                          random_starts=True, trainable=("_motion/",),
-                          init_from=InitFromFile(path="weights/sd1_unet.safetensors")),
+                          trainable=("_motion/",), init_from=InitFromFile(path="weights/sd1_unet.safetensors")),
         sampling=Sampling(sampler=DDIM(grid=TimestepGrid(spacing="leading", offset=1)), steps=25, guidance=7.0,
                           threshold=None))
     return Experiment(name="animatediff_v2", stages=(stage,), data=WithEmbeddings(

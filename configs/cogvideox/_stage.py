@@ -29,7 +29,7 @@ def experiment(name: str, network: VideoTransformer, scale: float) -> Experiment
         latent=Latent(autoencoder=PiecewiseAutoencoder(scale=scale), weights="weights/cogvideox_vae.safetensors"),
         process=Process(schedule=network.timesteps, prediction="v", level_sampling=UniformTimestep()),
         training=Training(steps=10_000, batch_size=64, learning_rate=1e-5, b2=0.95, clip_norm=0.1, text_dropout=0.1,
-                          ema_decay=0.9999, random_starts=True, sample_every=0),
+                          ema_decay=0.9999, sample_every=0),
         sampling=Sampling(sampler=DDIM(), scheduler=SchedulerSteps(timestep_spacing="trailing"), steps=50, guidance=5.0,
                           threshold=None, batch_size=1))
     return Experiment(name=name, stages=(stage,), data=WithEmbeddings(

@@ -40,7 +40,7 @@ def get_config() -> Experiment:
         process=Process(schedule=FlowSchedule(shift=SHIFT.shift(21 * 16 * 22)), prediction="flow",
                         level_sampling=LogitNormalTime()),
         training=Training(steps=10_000, batch_size=64, learning_rate=1e-5, text_dropout=0.1, ema_decay=0.9999,
-                          random_starts=True, sample_every=0),
+                          sample_every=0),
         sampling=Sampling(sampler=DDIM(), scheduler=steps, steps=50, guidance=2.0, threshold=None, batch_size=1))
     return Experiment(name="ltx_video_text_to_video_2b", stages=(stage,), data=WithEmbeddings(
         data=PreparedClips(path="data/clips"), path="data/t5_v11_xxl", length=128, empty="encoded"))

@@ -34,8 +34,7 @@ def get_config() -> Experiment:
         network=LatentNetwork(unet=LATENT_UNET_LVDM_TEXT, timesteps=betas, text=EmbeddedText(width=768)),
         process=Process(schedule=betas, prediction="eps", level_sampling=UniformTimestep()),
         latent=Latent(autoencoder=AUTOENCODER_F8, weights="weights/sd_vae.safetensors", encode_frames=1),
-        training=Training(steps=200_000, batch_size=256, learning_rate=6e-5, text_dropout=0.1, ema_decay=0.9999,
-                          random_starts=True),
+        training=Training(steps=200_000, batch_size=256, learning_rate=6e-5, text_dropout=0.1, ema_decay=0.9999),
         sampling=Sampling(sampler=DDIM(grid=TimestepGrid(spacing="leading", offset=1)), steps=50, guidance=6.5,
                           threshold=None))
     return Experiment(name="lvdm_text", stages=(stage,), data=WithEmbeddings(

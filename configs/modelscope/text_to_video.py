@@ -36,8 +36,7 @@ def get_config() -> Experiment:
         process=Process(schedule=betas, prediction="eps", level_sampling=UniformTimestep()),
         latent=Latent(autoencoder=AUTOENCODER_F8, weights="weights/sd_vae.safetensors", encode_frames=1),
         training=Training(steps=267_000, batch_size=3_200, learning_rate=5e-5, text_dropout=0.1, ema_decay=0.9999,
-                          images_per_clip=1, random_starts=True,
-                          init_from=InitFromFile(path="weights/sd2_unet.safetensors")),
+                          images_per_clip=1, init_from=InitFromFile(path="weights/sd2_unet.safetensors")),
         sampling=Sampling(sampler=DDIM(grid=TimestepGrid(spacing="leading", offset=1)), steps=50, guidance=8.0,
                           threshold=None))
     return Experiment(name="modelscope_text_to_video", stages=(stage,), data=WithEmbeddings(

@@ -52,7 +52,7 @@ def get_config() -> Experiment:
         process=Process(schedule=ScaledLinearBetaSchedule(), prediction="eps", level_sampling=UniformTimestep()),
         latent=Latent(autoencoder=AUTOENCODER_T_KL, weights="runs/t_klvae"),
         training=Training(steps=200_000, batch_size=64, learning_rate=1e-4, text_dropout=0.1, ema_decay=0.9999,
-                          random_starts=True, masking=(NoMask(), FrameMask(first=1, last=1), FrameMask(first=1))),
+                          masking=(NoMask(), FrameMask(first=1, last=1), FrameMask(first=1))),
         sampling=Sampling(sampler=DDPM(), steps=250, guidance=6.5, threshold=None))
     return Experiment(name="nuwa_xl_flintstones", stages=(stage,), data=WithEmbeddings(
         data=PreparedClips(path="data/flintstones_sparse"), path="data/clip_l", length=77))

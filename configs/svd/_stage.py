@@ -35,8 +35,7 @@ def experiment(name: str, frames: int, guidance: tuple[float, float], steps: int
                         sigma_data=1.0, level_sampling=LogNormalSigma(mean=1.0, std=1.6)),
         latent=Latent(autoencoder=AUTOENCODER_SVD, weights="weights/svd_vae.safetensors", encode_frames=1,
                       decode_frames=14),
-        training=Training(steps=50_000, batch_size=768, learning_rate=3e-5, text_dropout=0.1, ema_decay=0.9999,
-                          random_starts=True),
+        training=Training(steps=50_000, batch_size=768, learning_rate=3e-5, text_dropout=0.1, ema_decay=0.9999),
         sampling=Sampling(sampler=Euler(), steps=steps, guidance=guidance[0], last_frame_guidance=guidance[1],
                           threshold=None))
     return Experiment(name=name, stages=(stage,), data=WithEmbeddings(

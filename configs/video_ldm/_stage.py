@@ -38,7 +38,7 @@ def experiment(
         process=Process(schedule=BETAS, prediction="eps", level_sampling=UniformTimestep()),
         latent=Latent(autoencoder=AUTOENCODER_F8, weights="weights/sd_vae.safetensors", encode_frames=1),
         training=Training(**{"steps": steps, "batch_size": 128, "learning_rate": 1e-4, "text_dropout": 0.1,
-                             "ema_decay": 0.9999, "random_starts": True, **(training or {})}),
+                             "ema_decay": 0.9999, **(training or {})}),
         sampling=Sampling(sampler=DDIM(), steps=50, threshold=None, **{"guidance": 6.5, **(sampling or {})}))
     return Experiment(name=name, stages=(stage,), data=WithEmbeddings(
         data=PreparedClips(path="data/clips"), path=embeddings, length=77))

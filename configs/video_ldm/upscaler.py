@@ -44,7 +44,7 @@ def get_config() -> Experiment:
         latent=Latent(autoencoder=AUTOENCODER_F4, weights="weights/x4_vae.safetensors", encode_frames=1,
                       decode_frames=1, low_resolution="pixels"),
         training=Training(steps=84_000, batch_size=128, learning_rate=1e-5, text_dropout=0.1, ema_decay=0.9999,
-                          crop=(320, 320), random_starts=True, trainable=_stage.OVER_FRAMES,
+                          crop=(320, 320), trainable=_stage.OVER_FRAMES,
                           init_from=InitFromFile(path="weights/x4_unet.safetensors")),
         sampling=Sampling(sampler=DDIM(), steps=50, guidance=6.5, threshold=None))
     return Experiment(name="video_ldm_upscaler", stages=(stage,), data=WithEmbeddings(

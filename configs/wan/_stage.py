@@ -20,7 +20,8 @@ SHIFT = 5.0  # of noise levels, in training and in sampling
 
 
 def experiment(
-    name: str, network: VideoTransformer, height: int, width: int, shift: float = SHIFT, steps: int = 50
+    name: str, network: VideoTransformer, height: int, width: int, shift: float = SHIFT, steps: int = 50,
+    image_tokens: str = "",
 ) -> Experiment:
     """81 frames at 16 per second. Ours, as it is not published: all of training, which is one of finetuning.
 
@@ -34,9 +35,10 @@ def experiment(
                       decode_frames=4),
         process=Process(schedule=FlowSchedule(shift=shift), prediction="flow", level_sampling=LogitNormalTime()),
         training=Training(steps=10_000, batch_size=64, learning_rate=1e-5, weight_decay=1e-3, text_dropout=0.1,
-                          ema_decay=0.9999, random_starts=True, sample_every=0,
+                          ema_decay=0.9999, sample_every=0,
                           masking=(FrameMask(first=1),) if network.conditioning_frames else ()),
         sampling=Sampling(sampler=UniPC(grid=FlowSigmas(grid="original_unipc", shift=shift)), steps=steps, guidance=4.0,
                           threshold=None, batch_size=1))
+    clips = PreparedClips(path="data/clips", image_tokens=image_tokens)
     return Experiment(name=name, stages=(stage,), data=WithEmbeddings(
-        data=PreparedClips(path="data/clips"), path="data/umt5_xxl", length=512, empty="encoded"))
+        data=clips, path="data/umt5_xxl", length=512, empty="encoded"))

@@ -6,11 +6,10 @@ Hardware: tokens over `context`, heads over `tensor`, weights over `fsdp`: check
 Expected: not measured. Training goes on from released weights with
           Training(init_from=InitFromFile(path="transformer.safetensors")), a file of vdm-jax convert FOLDER/transformer
           transformer.safetensors. Not trained by us.
-Run:      vdm-jax train wan/image_to_video_14b     (as wan/text_to_video_14b; clips also have `image_tokens` float32
-          [257, 1280], the penultimate states of CLIP ViT-H/14 of their first frame, which a data set of yours brings:
-          those of vdm-jax prepare have none; a run of it is sampled from Python alone, as generator(..., image_tokens=
-          ARRAY, masked_video=masked_first_frame(...)), since no command encodes pictures for a run. A released folder
-          encodes them itself: vdm-jax generate FOLDER --image FILE)
+Run:      vdm-jax train wan/image_to_video_14b     (as wan/text_to_video_14b; tokens of the clips' first frames, the
+          penultimate states of CLIP ViT-H/14, by
+          vdm-jax embed wan/image_to_video_14b --first-frames --encoder Wan2.1-I2V-14B-480P-Diffusers
+          A run encodes the picture of vdm-jax sample RUN --image FILE with the same encoder)
 """
 
 from vdm_jax.networks.transformer.config import WAN_14B_IMAGE
@@ -20,4 +19,5 @@ from vdm_jax_configs.wan import _stage
 
 def get_config() -> Experiment:
     """The first frame of every clip is given. All parameters are trained."""
-    return _stage.experiment("wan_image_to_video_14b", WAN_14B_IMAGE, 480, 832, shift=3.0, steps=40)
+    return _stage.experiment("wan_image_to_video_14b", WAN_14B_IMAGE, 480, 832, shift=3.0, steps=40,
+                             image_tokens="data/clip_h")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 
 from vdm_jax.commands.configs import STATUS, config_names, load_config, read_header
+from vdm_jax.data.array_record import PreparedClips
+from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.diffusion.levels import UniformTimestep
 
 
@@ -16,6 +18,15 @@ def test_every_header_says_what_a_reader_needs(path):
     assert len(header.published) > 10
     assert "not trained" not in header.published.lower()  # the status says it
     assert len(STATUS.findall(header.sections["Expected"])) == 1 and "rained by us" not in header.published
+
+
+@pytest.mark.parametrize("name", config_names())
+def test_clips_that_cannot_begin_elsewhere_are_not_asked_to(name):
+    """Prepared clips are as they were cut; `Training.random_starts` with them ends a training before it begins."""
+    experiment = load_config(name)
+    data = experiment.data.data if isinstance(experiment.data, WithEmbeddings) else experiment.data
+    if isinstance(data, PreparedClips):
+        assert not any(stage.training.random_starts for stage in getattr(experiment, "stages", [experiment]))
 
 
 def test_only_a_config_that_says_so_was_trained(tmp_path):

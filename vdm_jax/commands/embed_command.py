@@ -16,6 +16,7 @@ from vdm_jax.commands.arguments import parse, refuse_unused
 from vdm_jax.commands.configs import config_names, load_config
 from vdm_jax.commands.outputs import check_folder
 from vdm_jax.configuration import SPLITS, Count, Size
+from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.captions import caption_lines
 from vdm_jax.data.embeddings import WithEmbeddings
 from vdm_jax.data.opening import default_data_dir, open_source
@@ -30,13 +31,15 @@ class Embed:
 
     SOURCE is a text file with a caption per line, or a config (its name or file), whose data sets have the captions.
     The result is a folder that WithEmbeddings(path=...) in a config and `vdm-jax sample --embeddings` read. Or SOURCE
-    is a folder of pictures and the encoder one of images: the result is what VideoFolder(image_prompts=...) reads. An
-    interrupted run goes on where it stopped.
+    is a folder of pictures and the encoder one of images: the result is what VideoFolder(image_prompts=...) reads. With
+    --first-frames, SOURCE is a config of prepared clips, whose first frames are encoded for networks that read image
+    tokens: PreparedClips(image_tokens=...) reads the result. An interrupted run of pictures goes on where it stopped.
 
     Examples:
       vdm-jax embed captions.txt --encoder stable-diffusion-v1-5 --out data/clip
       vdm-jax embed imagen/cascade --encoder t5-v1_1-xxl --length 128 --dtype bfloat16 --mesh.fsdp 8 --out data/t5
       vdm-jax embed portraits --encoder IP-Adapter/models/image_encoder --out data/portraits
+      vdm-jax embed wan/image_to_video_14b --first-frames --encoder Wan2.1-I2V-14B-480P-Diffusers --out data/clip_h
     """
 
     # Text file with a caption per line, name or .py file of a config, or folder of pictures
@@ -48,6 +51,7 @@ class Embed:
     length: Size | None = None  # tokens of a text at most; longer ones are cut, with a warning. By default the model's
     hidden: bool = False  # for pictures: hidden states before the last layer, for a resampler, and not the summary
     last: bool = False  # with --hidden: those of the last layer, as DreamPose reads them
+    first_frames: bool = False  # of a config's clips, by an image encoder, in place of its captions
     batch_size: Count = 32  # captions or pictures at a time
     dtype: Literal["float32", "bfloat16", "float16"] | None = None  # of the encoder; by default as it is stored
     data_dir: Path | None = None  # for configs: where prepared data lives; ~/.cache/vdm_jax/data by default
@@ -57,6 +61,8 @@ class Embed:
 def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(Embed, arguments, "vdm-jax embed")
+    if options.first_frames:
+        return _first_frames(options)
     if Path(options.source).is_dir():
         return _pictures(options)
     refuse_unused(options, ["hidden", "last"], "with captions", "them with a folder of pictures")
@@ -95,6 +101,39 @@ def _pictures(options: Embed) -> int:
         out = embed_pictures(encoder, files, options.out, hidden=options.hidden, last=options.last,
                              batch_size=options.batch_size, progress=lambda done: bar.update(task, completed=done))
     print(f"{out}: {len(files)} pictures, {encoder.width(options.hidden)} channels")
+    return 0
+
+
+def _first_frames(options: Embed) -> int:
+    """Encode the first frames of a config's prepared clips, split by split. Raises `UserError` for other data, and as
+    `embed_first_frames`."""
+    from vdm_jax.data.first_frames import embed_first_frames
+    from vdm_jax.data.picture_encoding import PictureEncoder
+
+    refuse_unused(options, ["length", "hidden", "last", "data_dir"], "with --first-frames", "none of them")
+    if options.source not in config_names() and not options.source.endswith(".py"):
+        raise UserError(f"source={options.source!r} with --first-frames is no config; permitted: a .py file, or one of "
+                        f"{', '.join(config_names())}", "Embed.source")
+    data = load_config(options.source).data
+    data = data.data if isinstance(data, WithEmbeddings) else data
+    if not isinstance(data, PreparedClips):
+        raise UserError(f"{options.source} has {type(data).__name__} for data; permitted with --first-frames: "
+                        "PreparedClips, of vdm-jax prepare", "Embed.source")
+    out = options.out or data.image_tokens
+    if not out:
+        raise UserError(f"--out=None for {options.source}, whose PreparedClips.image_tokens is ''; permitted: a folder",
+                        "Embed.out")
+    encoder = PictureEncoder(options.encoder, dtype=options.dtype, mesh=options.mesh)
+    bare = dataclasses.replace(data, image_tokens="")
+    for split in SPLITS:
+        if split != "train" and not (Path(data.path).expanduser() / split).is_dir():
+            continue
+        source = open_source(bare, split)
+        with rich.progress.Progress(console=log_console(), disable=not log_console().is_terminal) as bar:
+            task = bar.add_task(f"encoding first frames of {split}", total=len(source))
+            path = embed_first_frames(encoder, source, out, split, batch_size=options.batch_size,
+                                      progress=lambda done, task=task, bar=bar: bar.update(task, completed=done))
+        print(f"{path}: {len(source)} clips, {encoder.width(True)} channels")
     return 0
 
 

@@ -1,4 +1,5 @@
-"""Image prompts of `vdm-jax sample` and `generate`: their options, checked, and as arguments of a generator."""
+"""Image prompts of `vdm-jax sample` and `generate`, and image tokens of given first frames: their options, checked, and
+as arguments of a generator."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vdm_jax.errors import UserError
 
 if TYPE_CHECKING:  # JAX is not imported before the options are checked
+    from vdm_jax.conditions.frame_masks import MaskedVideo
     from vdm_jax.generation.generator import Generator
     from vdm_jax.generation.image_prompts import ImagePrompts
 
@@ -20,7 +22,8 @@ def check_image_prompt(options: Any) -> None:
         if not path.is_file():
             raise UserError(f"--image-prompt={path} is not a file; permitted: a picture, or a .npy file of faces")
     for name in OTHERS:
-        if (value := getattr(options, name)) is not None and not options.image_prompt:
+        encodes = name == "image_encoder" and bool(getattr(options, "image", ()))
+        if (value := getattr(options, name)) is not None and not options.image_prompt and not encodes:
             raise UserError(f"--{name.replace('_', '-')}={value} is for --image-prompt; permitted: --image-prompt FILE "
                             "with it")
     if options.image_prompt_adapter is not None and not options.image_prompt_adapter.is_file():
@@ -73,3 +76,33 @@ def image_prompted(options: Any, generator: Generator, prompts: ImagePrompts | N
                         "--hidden", "image_prompt.record")
     encoder = open_encoder(options.image_encoder or made.encoder, width, hidden)
     return picture_arguments(encoder, pictures, options.image_prompt_scale, hidden, last)
+
+
+def first_frame_tokens(options: Any, generator: Generator, masked_video: MaskedVideo | None) -> dict[str, Any]:
+    """What an image encoder makes of the given first frames, for a run whose network reads image tokens and which
+    encodes no pictures itself. Raises `UserError` for an encoder that nothing reads, and one that is not known."""
+    import numpy as np
+    from PIL import Image
+
+    from vdm_jax.conditions.image_tokens import IMAGE_TOKENS
+    from vdm_jax.data.first_frames import encoder_of
+    from vdm_jax.generation.image_prompts import open_encoder
+    from vdm_jax.video.arrays import to_uint8
+
+    experiment = generator.experiment
+    stage = experiment.stage(options.first) if options.first else experiment.stages[0]
+    widths = [entry.width for entry in stage.network.conditions if entry.name == IMAGE_TOKENS]
+    itself = experiment.data is None  # a released model
+    if options.image_encoder is not None and not options.image_prompt and (itself or not widths):
+        raise UserError(f"--image-encoder={options.image_encoder} with --image, and stage {stage.name!r} of the run "
+                        "reads no image tokens, or encodes pictures itself; permitted: none", "Sample.image_encoder")
+    if masked_video is None or itself or not widths:
+        return {}
+    data = getattr(experiment.data, "data", experiment.data)
+    folder = options.image_encoder or encoder_of(getattr(data, "image_tokens", ""))
+    if folder is None:
+        raise UserError("--image-encoder is missing: the run does not say which encoder its image tokens were made "
+                        "with; permitted: the folder of that", "Sample.image_encoder")
+    frames = np.asarray(to_uint8(masked_video.video[:, 0]))
+    encoder = open_encoder(folder, widths[0], True)
+    return {IMAGE_TOKENS: encoder([Image.fromarray(frame) for frame in frames], hidden=True).vectors}

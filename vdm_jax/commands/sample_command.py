@@ -20,7 +20,7 @@ from vdm_jax.commands.arguments import (
     parse,
     weighted_files,
 )
-from vdm_jax.commands.image_prompts import check_image_prompt, image_prompted, with_adapter
+from vdm_jax.commands.image_prompts import check_image_prompt, first_frame_tokens, image_prompted, with_adapter
 from vdm_jax.commands.long_sampling import check_long, read_scripts, sample_long
 from vdm_jax.commands.outputs import check_videos
 from vdm_jax.configuration import Count, CountOrZero, NonNegative, Positive, Range, SamplingSteps, Seed, Share, Size
@@ -86,7 +86,8 @@ class Sample:
     image_prompt: tuple[Path, ...] = ()
     image_prompt_scale: NonNegative | None = None  # with --image-prompt: how much it counts; 1 by default, 0 is off
     image_prompt_adapter: Path | None = None  # with --image-prompt: .safetensors file of an adapter for the network
-    # With --image-prompt: folder of the image encoder; image_encoder/ next to the adapter, or that of the run's data
+    # With --image-prompt: folder of the image encoder; image_encoder/ next to the adapter, or that of the run's data.
+    # With --image, for runs that read image tokens of the first frame: likewise
     image_encoder: Path | None = None
     # Control maps, or videos whose edges are the maps, for runs whose network takes them: a video, a picture for all
     # frames, a folder of pictures, or .json of strokes; one for all captions, or one for each
@@ -156,10 +157,11 @@ def main(arguments: Sequence[str]) -> int:
     scripts = [script for script in scripts for _ in range(options.count)]
     said = [caption for script in scripts for _, caption in script.prompts] or captions
     labels = [label for label in options.labels for _ in range(options.count)] or None
+    given = pictured(options, generator.experiment)
     common = {"seed": options.seed, "steps": options.steps, "cache": cache_plan(options.cache, options.cache_threshold),
               "guidance": options.guidance, "guidance_scale": options.guidance_scale, "guide": guides(options.guide),
               "labels": labels, "split_guidance": options.split_guidance,
-              "masked_video": pictured(options, generator.experiment), "fps": options.fps,
+              "masked_video": given, **first_frame_tokens(options, generator, given), "fps": options.fps,
               "references": referenced(options, generator.experiment), **image_prompted(options, generator, prompts),
               **controlled(options, generator.experiment, video), **heard(options, generator, video),
               **text_embeddings(generator, said, options)}

@@ -27,6 +27,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from vdm_jax.configuration import Count, check_value, config
+from vdm_jax.data.first_frames import FirstFrameTokens
 from vdm_jax.data.folder import Numbered, SkippedFiles, in_range
 from vdm_jax.data.record_files import check_record_file
 from vdm_jax.data.source import RandomAccessSource, ReadAsIs
@@ -206,6 +207,9 @@ class PreparedClips(ReadAsIs):
     """Clips written by `prepare_clips`."""
 
     path: str  # the folder that holds the folders of the splits
+    # Folder of what an image encoder makes of first frames (vdm-jax embed CONFIG --first-frames), for networks that
+    # read image tokens; "": clips come without
+    image_tokens: str = ""
 
     def open(self, split: str, data_dir: Path) -> RandomAccessSource:
         """The clips of one split."""
@@ -245,6 +249,8 @@ class PreparedClipsSource:
             raise UserError(f"{records} has {size} bytes instead of {self.metadata['bytes']}: it is truncated or "
                             "damaged; copy or prepare the set again")
         check_record_file(records, most=2 * self._clip_bytes + 2**20)
+        tokens = spec.image_tokens
+        self._tokens = FirstFrameTokens(tokens, split, len(self)) if tokens else None
 
     def __len__(self) -> int:
         return self.metadata["clips"]
@@ -258,7 +264,11 @@ class PreparedClipsSource:
         return self.skipped.noting(self._names[number], lambda: self._read(number))
 
     def clip_at(self, index: int, rng: np.random.Generator, fps: float, frames: int) -> dict[str, Any]:
-        """`frames` frames from anywhere in clip `index`, by the stride that comes nearest to the rate `fps`."""
+        """`frames` frames from anywhere in clip `index`, by the stride that comes nearest to the rate `fps`. Raises
+        `UserError` where clips have tokens of their first frames."""
+        if self._tokens is not None:
+            raise UserError(f"PreparedClips.image_tokens={self.spec.image_tokens!r} with Training.frame_rates, whose "
+                            "clips begin anywhere; permitted: one of them")
         return clip_by_stride(f"PreparedClips.path={self.spec.path!r}", self[index], fps, frames, rng)
 
     def captions(self) -> Iterator[str]:
@@ -307,7 +317,7 @@ class PreparedClipsSource:
                 raise UserError(f"video {list(video.shape)}; permitted: {[*shape, 3]}")
         except (*_DAMAGE, MemoryError) as error:
             raise UserError(f"unreadable ({error})") from error
-        return {"video": video, **header["clip"]}
+        return {"video": video, **header["clip"], **({} if self._tokens is None else self._tokens.fields(index))}
 
     def _load(self, name: str) -> Any:
         path = self._folder / name
