@@ -38,9 +38,31 @@ def random_video(batch: int, size: int, seed: int) -> np.ndarray:
 def build_ours(mode: str, size: int, batch: int) -> tuple[Work, dict[str, Any]]:
     """Our U-Net under jit: one train step (state donated), or one forward pass."""
     import jax
+    from speed_networks import abstract_inputs, forward_operations
+
+    start = time.perf_counter()
+    compiled, held, inputs = compiled_ours(mode, size, batch)
+    seconds = time.perf_counter() - start
+
+    def train() -> None:
+        held[0], loss = compiled(held[0], *inputs)
+        jax.block_until_ready((held[0], loss))
+
+    params, _, _ = abstract_inputs(batch, size)
+    return train if mode == "train" else lambda: compiled(held[0], *inputs).block_until_ready(), {
+        "compile_seconds": round(seconds, 1),
+        "parameters": sum(a.size for a in jax.tree.leaves(params)),
+        "gflop_forward": round(forward_operations(batch, size) / 1e9, 2),
+    }
+
+
+def compiled_ours(mode: str, size: int, batch: int) -> tuple[Any, list[Any], tuple[Any, ...]]:
+    """The program of a train step of our U-Net, in a list the state that it takes first and gives back (of a forward
+    pass the parameters), and what else it takes."""
+    import jax
     import jax.numpy as jnp
     import optax
-    from speed_networks import abstract_inputs, forward_operations, our_network, over_devices
+    from speed_networks import abstract_inputs, our_network, over_devices
 
     from vdm_jax.networks.unet import SpaceTimeUNet
     from vdm_jax.parallel.compiling import compiler_options
@@ -63,30 +85,14 @@ def build_ours(mode: str, size: int, batch: int) -> tuple[Work, dict[str, Any]]:
         updates, moments = optimizer.update(grads, moments, params)
         return (optax.apply_updates(params, updates), moments), loss
 
-    start = time.perf_counter()
     if mode == "train":
-        state = (params, jax.device_put(optimizer.init(params), whole))
+        held, inputs = (params, jax.device_put(optimizer.init(params), whole)), (z, logsnr, target)
         step = jax.jit(train_step, donate_argnums=0, compiler_options=options, out_shardings=(whole, whole))
-        with jax.set_mesh(mesh):
-            compiled = step.lower(state, z, logsnr, target).compile()
-        held = {"state": state}
-
-        def work() -> None:
-            held["state"], loss = compiled(held["state"], z, logsnr, target)
-            jax.block_until_ready((held["state"], loss))
     else:
-        forward = jax.jit(lambda p, z, logsnr: network.apply({"params": p}, z, logsnr), compiler_options=options)
-        with jax.set_mesh(mesh):
-            compiled = forward.lower(params, z, logsnr).compile()
-
-        def work() -> None:
-            compiled(params, z, logsnr).block_until_ready()
-
-    return work, {
-        "compile_seconds": round(time.perf_counter() - start, 1),
-        "parameters": sum(a.size for a in jax.tree.leaves(abstract)),
-        "gflop_forward": round(forward_operations(batch, size) / 1e9, 2),
-    }
+        held, inputs = params, (z, logsnr)
+        step = jax.jit(lambda p, z, logsnr: network.apply({"params": p}, z, logsnr), compiler_options=options)
+    with jax.set_mesh(mesh):
+        return step.lower(held, *inputs).compile(), [held], inputs
 
 
 def build_theirs(mode: str, size: int, batch: int, threads: int, compiled: bool) -> tuple[Work, dict[str, Any]]:

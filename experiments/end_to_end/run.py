@@ -6,6 +6,7 @@ warm in the one that it leaves.
 
 Run:  python -m experiments.end_to_end.run commands    # a minute or two on an idle machine of two cores
       python -m experiments.end_to_end.run compile     # minutes; adds the rows that results/compile.json lacks
+      python -m experiments.end_to_end.run demo        # of runs/captioned_digits, which make demo has trained
       python -m experiments.end_to_end.run report      # only rewrite the tables of docs/performance.md
 """
 
@@ -28,6 +29,8 @@ import jax
 
 from experiments.readme_tables import insert
 from vdm_jax.benchmark.machine import busy_seconds, describe
+from vdm_jax.commands.configs import load_config
+from vdm_jax.errors import UserError
 from vdm_jax.versions import versions
 from vdm_jax.video.writing import atomic_path
 
@@ -99,6 +102,25 @@ def compilations(rows: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield rows
 
 
+def demo(run: Path) -> dict[str, Any]:
+    """How fast the stages of a run were trained, by the lines that training wrote. Raises `UserError` where there are
+    none."""
+    rows = {}
+    for stage in load_config("captioned_digits").stages:
+        path = run / stage.name / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+        last = lines[-1]["step"] if lines else 0
+        lines = [line for line in lines if "clips_per_second" in line]
+        if len(lines) < 2:
+            raise UserError(f"{path} has {len(lines)} lines with a speed; permitted: those of a training, such as make "
+                            "demo does", "end_to_end.demo")
+        rows[stage.name] = {
+            "video": str(stage.video), "batch": stage.training.batch_size, "steps": last,
+            "clips_per_second": round(statistics.median(line["clips_per_second"] for line in lines), 1),
+            "waiting": round(statistics.median(line["data_wait_ms"] / line["step_ms"] for line in lines), 3)}
+    return rows
+
+
 def record(name: str, rows: Mapping[str, Any]) -> None:
     """Write a record, with what it was made on."""
     found = {"rows": rows, "device": describe(jax.devices("cpu")[0], 1), "versions": versions(),
@@ -138,7 +160,16 @@ def compile_table(found: Mapping[str, Any]) -> str:
     return "\n".join([*lines, "", made_on(found)])
 
 
-TABLES = {"commands": commands_table, "compile": compile_table}
+def demo_table(found: Mapping[str, Any]) -> str:
+    """Rows of `demo`."""
+    lines = ["| stage | makes | batch | steps | clips per second | of a step, waiting for data |",
+             "|---|---|---:|---:|---:|---:|"]
+    lines += [f"| {name} | {row['video']} | {row['batch']} | {row['steps']:,} | {row['clips_per_second']} | "
+              f"{row['waiting']:.0%} |" for name, row in found["rows"].items()]
+    return "\n".join([*lines, "", f"{made_on(found)} Medians of the lines of training, a device for each core."])
+
+
+TABLES = {"commands": commands_table, "compile": compile_table, "demo": demo_table}
 
 
 def report() -> None:
@@ -160,6 +191,8 @@ def main(arguments: list[str]) -> None:
         path = RESULTS / "compile.json"
         for rows in compilations(json.loads(path.read_text())["rows"] if path.exists() else {}):
             record("compile", rows)
+    elif arguments[0] == "demo":
+        record("demo", demo(ROOT / "runs" / "captioned_digits"))
     report()
 
 

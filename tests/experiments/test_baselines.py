@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import pytest
+
+from experiments.baselines import layers
 
 FOLDER = Path(__file__).parents[2] / "experiments" / "baselines"
 sys.path.insert(0, str(FOLDER))
@@ -229,3 +233,40 @@ class TestReport:
         for row in rows.values():
             counts = [c["parameters"] for c in row["contenders"].values()]
             assert row["network"] == "imagen" or max(counts) / min(counts) < 1.05
+
+
+class TestLayers:
+    def test_time_inside_of_an_event_is_not_counted_twice(self):
+        events = [("call", 0.0, 10.0), ("dot", 1.0, 4.0), ("add", 2.0, 1.0), ("dot", 6.0, 3.0), ("late", 10.0, 2.0)]
+        assert sorted(layers.own_times(events)) == [("add", 1.0), ("call", 3.0), ("dot", 3.0), ("dot", 3.0),
+                                                    ("late", 2.0)]
+
+    @pytest.mark.parametrize(("path", "kind"), [
+        ("jit(train_step)/transpose(jvp(SpaceTimeUNet))/up_0_0/residual/residual._convolve/conv_in/conv",
+         "convolutions"),
+        ("jit(train_step)/jvp(SpaceTimeUNet)/down_0_0/residual/jit(silu)/div", "group norm, SiLU"),
+        ("jit(train_step)/jvp(SpaceTimeUNet)/down_0_0/mixers/temporal_attention_0/temporal_attention_0._joint/qkv/dot",
+         "attention: projections"),
+        ("jit(train_step)/jvp(SpaceTimeUNet)/down_0_0/mixers/temporal_attention_0/while/exp",
+         "attention: positions and softmax"),
+        ("jit(train_step)/jvp(SpaceTimeUNet)/concatenate", "joining, residual sums, conditioning"),
+        ("jit(train_step)/add", "optimizer and loss"), ("", layers.NAMELESS)])
+    def test_instructions_belong_to_kinds_of_layers(self, path, kind):
+        assert layers.kind_of(path) == kind
+
+    def test_a_traced_program_is_split_by_layer_and_way(self, tmp_path):
+        """A product inside a scope named like a layer, forward and backward, by JAX's profiler."""
+        def loss(w, x):
+            with jax.named_scope("SpaceTimeUNet/stem"):
+                return jnp.square(x @ w).sum()
+
+        x = jnp.ones((256, 256))
+        step = jax.jit(jax.grad(loss)).lower(x, x).compile()
+        with jax.profiler.trace(str(tmp_path)):
+            jax.block_until_ready(step(x, x))
+        found = layers.by_kind(layers.traced(str(tmp_path)), layers.names(step.as_text()))
+        assert found["convolutions"]["forward"] > 0 and found["convolutions"]["backward"] > 0
+        assert not any(found["attention: projections"].values())
+
+    def test_the_page_is_that_of_the_record(self):
+        assert layers.table(json.loads(layers.RECORD.read_text())) in layers.PAGE.read_text()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import sys
 
 import pytest
 
 from experiments.end_to_end import run
+from tests.refusals import refused
+from vdm_jax.commands.configs import load_config
 
 ROW = {"wall": 4.0, "cpu": 6.0, "peak_mib": 900, "others_share": 0.5}
 
@@ -38,7 +41,24 @@ def test_tables_say_what_the_records_say():
 
 
 def test_programs_are_of_configs_that_exist():
-    from vdm_jax.commands.configs import load_config
-
     for config, stage, _ in run.PROGRAMS:
         load_config(config).stage(stage)
+
+
+def test_the_speed_of_training_is_the_median_of_its_lines(tmp_path):
+    stages = load_config("captioned_digits").stages
+    for stage in stages:
+        (tmp_path / stage.name).mkdir()
+        lines = [{"step": 10 * n, "clips_per_second": 100.0 * n, "step_ms": 50.0, "data_wait_ms": 5.0}
+                 for n in (1, 2, 4)]
+        text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 40, "validation_loss": 0.1}])
+        (tmp_path / stage.name / "metrics.jsonl").write_text(text)
+    found = run.demo(tmp_path)
+    assert list(found) == [stage.name for stage in stages]
+    assert found["base"] == {"video": str(stages[0].video), "batch": stages[0].training.batch_size, "steps": 40,
+                             "clips_per_second": 200.0, "waiting": 0.1}
+    assert f"| base | {stages[0].video} | {stages[0].training.batch_size} | 40 | 200.0 | 10% |" in run.demo_table(
+        record(found))
+    (tmp_path / "base" / "metrics.jsonl").unlink()
+    with refused("end_to_end.demo", "base/metrics.jsonl has 0 lines with a speed"):
+        run.demo(tmp_path)
