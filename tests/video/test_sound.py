@@ -57,8 +57,8 @@ def test_sound_of_a_part_begins_and_ends_with_it(tmp_path):
     made = write_frames(tmp_path / "made.mp4", np.zeros((5, 16, 16, 3), np.uint8), 10, sound=Sound(path, 1.0, 0.5))
     found = read_sound(made, RATE)
     assert 0.4 < len(found) / RATE < 0.7
-    part = tone[RATE + 500 : RATE + 3000]
-    assert max(np.corrcoef(found[500 + lag : 3000 + lag], part)[0, 1] for lag in range(-400, 1000, 4)) > 0.9
+    part, lags = tone[RATE + 500 : RATE + 3000], range(-400, min(1000, len(found) - 3000), 4)
+    assert max(np.corrcoef(found[500 + lag : 3000 + lag], part)[0, 1] for lag in lags) > 0.9
 
 
 def test_a_file_without_sound(tmp_path):
