@@ -22,7 +22,7 @@ from vdm_jax.runs.directory import find_run, load_stage, read_cascade
 from vdm_jax.runs.manifest import Damaged
 from vdm_jax.runs.teachers import teacher_params
 from vdm_jax.stages.autoencoding import AnyStage, AutoencoderStage
-from vdm_jax.stages.distillation import Teacher
+from vdm_jax.stages.distillation import SelfForcing, Teacher
 from vdm_jax.stages.options import InitFrom, InitFromFile
 from vdm_jax.stages.parameters import network_shapes
 from vdm_jax.stages.stage import Stage
@@ -60,6 +60,8 @@ def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tu
     for field, ours, theirs in unlike(stage, source):
         raise UserError(f"Stage {stage.name!r}: {field}={ours!r}, but it is to begin as stage {source.name!r} of "
                         f"{folder}, whose {field} is {theirs!r}; permitted: the same")
+    if isinstance(spec := stage.training.distillation, SelfForcing):
+        spec.check_teacher(stage, source)
     params = teacher_params(stage, damaged) if isinstance(start, Teacher) else load_stage(folder, source, damaged)
     if params is None:
         raise UserError(f"Stage {stage.name!r} is to begin as stage {source.name!r} of {folder}, which is not trained; "
