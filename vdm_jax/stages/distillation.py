@@ -232,8 +232,9 @@ class SelfForcing(Matching):
     has a gradient: the steps before it, the finished blocks and their keys and values have none.
 
     A finished block is kept at the noise level that sampling keeps it at, none; the published code adds noise of sigma
-    0.005 in training alone. Levels at which scores are compared are uniform in the schedule's time between `times`;
-    published are all times of a flow with the shift 5, and sigma brought into [0.02, 0.98].
+    0.005 in training alone. The student begins as its teacher, or as `Training.init_from` says. Levels at which scores
+    are compared are uniform in the schedule's time between `times`; published are all times of a flow with the shift 5,
+    and sigma brought into [0.02, 0.98].
     """
 
     critic_rate: Positive = 0.2  # learning rate of the critic, relative to the student's; the published one
@@ -315,9 +316,10 @@ def check_distillation(stage: Any) -> None:
     if training.validate_every:
         raise UserError(f"{where}: training.validate_every={training.validate_every} with training.distillation, whose "
                         "loss is no error of single estimates; permitted: 0 (training.evaluation scores samples)")
-    if spec.teacher is not None and training.init_from is not None:
-        raise UserError(f"{where}: training.init_from={training.init_from} with training.distillation, whose student "
-                        "begins as its teacher; permitted: None")
+    if spec.teacher is not None and training.init_from is not None and not isinstance(spec, SelfForcing):
+        raise UserError(f"{where}: training.init_from={training.init_from} with training.distillation="
+                        f"{type(spec).__name__}, whose student begins as its teacher; permitted: None, or a "
+                        "SelfForcing", "Stage.training.init_from")
     if not takes and spec.teacher is not None and spec.teacher_guidance == "input":
         raise UserError(f"{where}: training.distillation.teacher_guidance='input' with network.scalars="
                         f"{stage.network.scalars}; permitted: 'two_estimates', or scalars with {WEIGHT!r}")
