@@ -27,7 +27,7 @@ from vdm_jax.stages.stage import Stage
 
 _BLOCK_STREAM = 2**30  # of a sample's key: a block's own key is folded in beyond those of steps
 # What is kept, number and conditionings of a block -> the block, and what of it is kept
-MakeBlock = Callable[[Past, Int[Array, ""], list[Conditioning]], tuple[Float[Array, "B b H W C"], Array]]
+MakeBlock = Callable[[Past, Int[Array, ""], list[Conditioning]], tuple[Float[Array, "B T2 H W C"], Array]]
 
 
 def sample_by_blocks(
@@ -75,7 +75,7 @@ def over_blocks(
     network, process, block = stage.network, stage.process, stage.network.block_frames
     batch, frames, module = *shape[:2], network_module(stage.network)
 
-    def body(past: Past, number: Int[Array, ""]) -> tuple[Past, Float[Array, "B b H W C"]]:
+    def body(past: Past, number: Int[Array, ""]) -> tuple[Past, Float[Array, "B T2 H W C"]]:
         parts = [conditioning.window(number * block, block, frames) for conditioning in conditionings]
         x, finished = make(past, number, parts)
         left: dict[str, Any] = {}

@@ -82,7 +82,7 @@ def _weights_of(
     params = teacher_params(stage, damaged) if isinstance(start, Teacher) else load_stage(folder, source, damaged)
     if params is None:
         raise UserError(f"Stage {stage.name!r} is to begin as stage {source.name!r} of {folder}, which is not trained; "
-                        "permitted: train that first")
+                        "permitted: train that first", "init_from.starting_weights")
     return planned(stage.network, shapes, source.network, params), jax.device_get(params)
 
 
