@@ -11,6 +11,7 @@ import pytest
 
 from tests.commands.conftest import TINY
 from tests.refusals import refused
+from vdm_jax.attention import BlockCausal, Full
 from vdm_jax.commands.configs import load_config
 from vdm_jax.commands.distil_command import Distil, distilled
 from vdm_jax.commands.main import main
@@ -18,13 +19,17 @@ from vdm_jax.diffusion.beta_tables import ScaledLinearBetaSchedule
 from vdm_jax.diffusion.consistency import Boundary
 from vdm_jax.diffusion.grids import TimestepGrid
 from vdm_jax.diffusion.samplers import DDIM, Consistency, StochasticDDIM
+from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import caption_words
 from vdm_jax.networks.config import Level
 from vdm_jax.networks.lora import LoRA
 from vdm_jax.runs.directory import WEIGHTS, load, open_run, read_cascade
 from vdm_jax.runs.teachers import params_hash
-from vdm_jax.stages.distillation import DistributionMatching, ProgressiveDistillation
+from vdm_jax.stages.distillation import DistributionMatching, ProgressiveDistillation, SelfForcing, Teacher
+from vdm_jax.stages.options import InitFrom
 from vdm_jax.stages.parameters import initial_params
+from vdm_jax.training.init_from import starting_weights
+from vdm_jax.training.state import initial_state
 from vdm_jax.weights.safetensors import save_params
 
 CAPTION = "a red 3 moving left"
@@ -65,6 +70,60 @@ def test_a_stage_becomes_one_of_a_step_with_the_weight_of_guidance_as_an_input(t
         generate([CAPTION], guidance=5.0, last="base")
     assert main(arguments) == 0  # finished: nothing is left to do
     assert "belongs to another config" in fails(*arguments[:4], "--updates", "3", *arguments[6:-2])
+
+
+def causal_run(folder, pattern=None, seed=0):
+    """A run of one small video transformer with random weights, in blocks of two frames unless the pattern is given."""
+    experiment = load_config("causal_digits").with_words(caption_words())
+    stage = experiment.stages[0]
+    network = dataclasses.replace(stage.network, width=12, heads=2, hidden=8, layers=1, level_channels=8, rotary=None,
+                                  text=dataclasses.replace(stage.network.text, width=8, head_dim=4),
+                                  patterns=(pattern or BlockCausal(block=2),), teacher_forcing=pattern is None)
+    sampling = dataclasses.replace(stage.sampling, by_blocks=network.teacher_forcing, steps=3)
+    video = dataclasses.replace(stage.video, frames=4, height=16, width=16)
+    training = dataclasses.replace(stage.training, batch_size=8, checkpoint_every=1)
+    stage = dataclasses.replace(stage, network=network, sampling=sampling, video=video, training=training)
+    data = CaptionedDigits(size=16, frames=4, train_clips=16, validation_clips=8, test_clips=1, objects=(1, 1))
+    open_run(Path(folder), dataclasses.replace(experiment, stages=(stage,), data=data))
+    (Path(folder) / "base").mkdir()
+    rng, shapes = np.random.default_rng(seed), jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
+    params = jax.tree.map(lambda a: rng.normal(0, 0.3, a.shape).astype(np.float32), shapes)
+    save_params(Path(folder) / "base" / WEIGHTS, params, {})
+    return params
+
+
+def test_a_causal_run_becomes_one_that_samples_its_blocks_in_few_steps():
+    causal_run("teacher")
+    assert main(["distil", "teacher", "--method", "self_forcing", "--steps", "2", "--updates", "1", "--run", "new",
+                 "--quiet", "--base.training.distillation.critic-updates", "1", "--base.training.learning-rate", "0.05"
+                 ]) == 0
+    stage = read_cascade(Path("new")).stages[0]
+    spec, sampling = stage.training.distillation, stage.sampling
+    assert isinstance(spec, SelfForcing) and spec.scores == "causal" and spec.guidance == (1.0, 1.0)
+    assert sampling.by_blocks and sampling.sampler == Consistency() and sampling.steps == 2 and not sampling.guided
+    assert sampling.evaluations(4) == 3  # two steps of a block, and what writes its keys
+    videos = {name: load(name)([CAPTION]).videos for name in ("teacher", "new")}
+    assert videos["new"].shape == videos["teacher"].shape == (1, 4, 16, 16, 3)
+    assert params_hash(load("new").params["base"]) != params_hash(load("teacher").params["base"])
+    assert main(["sample", "new", CAPTION, "--out", "x.gif"]) == 0
+
+
+def test_the_scores_of_a_causal_student_may_be_those_of_another_run():
+    """Whose guidance it takes; it begins as the causal one."""
+    causal, full = causal_run("teacher"), causal_run("full", Full(), seed=1)
+    options = Distil("teacher", method="self_forcing", score_teacher="full")
+    stage = distilled(read_cascade(Path("teacher")), ["base"], Path("teacher"), options).stages[0]
+    spec = stage.training.distillation
+    assert spec.scores == "bidirectional" and spec.teacher == Teacher(run="full", stage="base")
+    assert stage.training.init_from == InitFrom(run="teacher", stage="base") and not stage.sampling.guided
+    found = starting_weights(stage, Path("new"))
+    state = jax.jit(lambda source: initial_state(stage, jax.random.key(0), found[0], source))(found[1])
+    for begun, as_run in ((state.params, causal), (state.ema, causal), *((state.networks[role], full)
+                                                                       for role in spec.roles)):
+        assert params_hash(jax.device_get(begun)) == params_hash(as_run)
+    wrong = dataclasses.replace(spec, scores="causal")
+    with refused("Stage.training.distillation.scores", "'causal'", "Full", "permitted: 'bidirectional'"):
+        wrong.check_teacher(stage, read_cascade(Path("full")).stages[0])
 
 
 @pytest.mark.full
@@ -121,6 +180,9 @@ def test_rounds_lead_from_the_teachers_steps_to_the_students():
     (("--lora-rank", "4"), "--lora-rank=4 with --method progressive"),
     (("--lora-rank", "4", "--method", "dmd"), "--lora-rank=4 with --method dmd"),
     (("--stage", "spatial", "--guidance-range", "0", "2"), "--guidance-range with stages spatial"),
+    (("--method", "self_forcing"), "--method=self_forcing with stage 'base', whose network is not causal"),
+    (("--guidance-range", "0", "2", "--method", "self_forcing"), "with --method self_forcing"),
+    (("--score-teacher", "tiny", "--method", "dmd"), "--score-teacher=tiny with --method dmd"),
     (("--guidance-range", "3", "2"), "guidance"),
     (("--steps", "0"), "--steps=0"),
     (("--base.training.steps", "7"), "permitted: 2000"),

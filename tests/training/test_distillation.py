@@ -14,6 +14,7 @@ import rich.console
 
 from tests.refusals import refused
 from tests.training import programs
+from vdm_jax.attention import BlockCausal
 from vdm_jax.diffusion.consistency import Boundary
 from vdm_jax.diffusion.distillation import SquaredDistance
 from vdm_jax.diffusion.process import Process
@@ -22,6 +23,7 @@ from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import caption_words
 from vdm_jax.networks.config import Level, UNet, WordEncoder
 from vdm_jax.networks.lora import FACTORS, LoRA
+from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.planning.flops import training_work
 from vdm_jax.runs.checkpoints import Checkpoints
@@ -32,6 +34,7 @@ from vdm_jax.stages.distillation import (
     ConsistencyTraining,
     DistributionMatching,
     ProgressiveDistillation,
+    SelfForcing,
     Teacher,
 )
 from vdm_jax.stages.options import Dropout, GuidanceTerm, InitFrom, Oscillation, Sampling, Training
@@ -49,11 +52,14 @@ from vdm_jax.weights.safetensors import save_params
 NETWORK = UNet(levels=(Level(channels=8, blocks=1),), patch=4, embedding_channels=16, groups=2,
                text=WordEncoder(words=caption_words(), length=8, width=8, layers=1, head_dim=4))
 SILENT = dataclasses.replace(NETWORK, text=None)  # which compiles in half the time
+CAUSAL = VideoTransformer(out_channels=3, patch=(1, 8, 8), width=12, heads=2, hidden=8, layers=1, level_channels=8,
+                          patterns=(BlockCausal(block=1),), teacher_forcing=True)
 DATA = CaptionedDigits(size=16, frames=2, train_clips=16, validation_clips=8, test_clips=1, objects=(1, 1))
 TEACHER = Teacher(run="teacher", stage="base")
 PROGRESSIVE = ProgressiveDistillation(teacher=TEACHER, start=4, steps=1, updates=2, guidance=(0.0, 2.0))
 CONSISTENCY = ConsistencyDistillation(teacher=TEACHER, intervals=4, target_decay=0.5)
 MATCHING = DistributionMatching(teacher=TEACHER, steps=2, critic_updates=2, critic_rate=0.5)
+FORCING = SelfForcing(teacher=TEACHER, steps=2, critic_updates=2, scores="causal")
 MESH = make_mesh(MeshSpec(data=1), jax.devices()[:1])
 FREE = Sampling(sampler=Consistency(), consistency=Boundary(), steps=2)
 RENOISED = Sampling(sampler=Consistency(), steps=2)
@@ -66,13 +72,16 @@ def stage_of(distillation=None, *, network=NETWORK, sampling=None, **training) -
         sampling = sampling or Sampling(sampler=DDIM(), steps=distillation.steps)
     if isinstance(distillation, DistributionMatching):
         sampling = sampling or RENOISED
+    if isinstance(distillation, SelfForcing):
+        sampling = sampling or dataclasses.replace(RENOISED, by_blocks=True)
     guided = distillation is not None and distillation.guidance is not None
     if guided and distillation.guidance[0] < distillation.guidance[1] and network is NETWORK:
         network = dataclasses.replace(NETWORK, scalars=("guidance",))
     settings = {"batch_size": 8, "learning_rate": 3e-3, "sample_every": 0, "validate_every": 0, "log_every": 1,
                 "text_dropout": 0.0 if guided else 0.1, "distillation": distillation, **training}
-    return Stage(name="base", video=VideoSpec(frames=2, height=16, width=16), network=network, process=Process(),
-                 training=Training(**settings), sampling=sampling or (FREE if distillation else Sampling(steps=2)))
+    return Stage(name="base", video=VideoSpec(frames=2, height=16, width=16), network=network,
+                 process=Process(frame_levels=network is CAUSAL), training=Training(**settings),
+                 sampling=sampling or (FREE if distillation else Sampling(steps=2)))
 
 
 def initial(stage):
@@ -153,11 +162,12 @@ def final_state(run, stage):
 @pytest.mark.parametrize(("distillation", "crash_at", "roles", "lora"), [
     (PROGRESSIVE, 3, {"teacher"}, ()), (CONSISTENCY, 3, {"teacher", "target"}, ()),
     (CONSISTENCY, 3, {"target"}, (LoRA(rank=2, patterns=("/",)),)),
-    (MATCHING, 3, {"teacher", "critic"}, ())], ids=["progressive", "consistency", "lora", "matching"])
+    (MATCHING, 3, {"teacher", "critic"}, ()), (FORCING, 3, {"teacher", "critic"}, ())],
+    ids=["progressive", "consistency", "lora", "matching", "self-forcing"])
 def test_an_interrupted_distillation_resumes_to_the_same_bits(teacher, data_dir, distillation, crash_at, roles, lora):
     """With teacher, student, target, average, critic and both optimizers; the progressive one in its second round,
     whose teacher no run has."""
-    network = NETWORK if distillation is PROGRESSIVE else SILENT
+    network = {PROGRESSIVE: NETWORK, FORCING: CAUSAL}.get(distillation, SILENT)
     teacher = teacher(network)
     stage = stage_of(distillation, network=network, checkpoint_every=2, lora=lora,
                      **({} if distillation is PROGRESSIVE else {"steps": 4}))
@@ -465,7 +475,7 @@ def test_evaluations_of_teachers_and_targets_are_planned():
     (lambda: stage_of(dataclasses.replace(CONSISTENCY, teacher_guidance="input")),
      "Stage.training.distillation.teacher_guidance", ("scalars with 'guidance'",)),
     (lambda: dataclasses.replace(stage_of(CONSISTENCY), process=Process(frame_levels=True)),
-     "Stage.process.frame_levels", ("permitted: False",)),
+     "Stage.process.frame_levels", ("permitted: False, or a SelfForcing",)),
 ])
 def test_what_does_not_go_together_is_refused_by_its_field(make, code, named):
     with refused(code, *named, "permitted: "):

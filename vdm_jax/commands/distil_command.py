@@ -37,6 +37,7 @@ class Distil:
       guided        that round alone: one evaluation per step instead of two, with the teacher's own sampler and steps
       consistency   the student maps any point of the teacher's trajectory to its end; --steps draws new noise between
       dmd           the student's videos come to have the teacher's distribution (DMD2), by a critic that learns them
+      self_forcing  dmd of a causal network, which is trained on clips that it makes block by block as in sampling
 
     Guidance. A teacher that is sampled with guidance is distilled with its weight, which is then part of the student.
     --guidance-range 0 4 makes the weight an input: 'vdm-jax sample NEW --guidance 3' still chooses it, for free.
@@ -50,15 +51,17 @@ class Distil:
       vdm-jax distil captioned_digits --method consistency --steps 4 --lora-rank 16
       vdm-jax distil captioned_digits --method dmd --steps 4 --updates 20000
       vdm-jax distil captioned_digits --method guided --guidance-range 0 4
+      vdm-jax distil causal_digits --method self_forcing --steps 4 --updates 10000
+      vdm-jax distil causal_digits --method self_forcing --score-teacher runs/full_attention
     """
 
     teacher: tyro.conf.Positional[str]  # run directory or name
-    method: Literal["progressive", "guided", "consistency", "dmd"] = "progressive"
+    method: Literal["progressive", "guided", "consistency", "dmd", "self_forcing"] = "progressive"
     steps: SamplingSteps = 4  # of the students; of 'guided' the teacher's own
     run: Path | None = None  # directory of the new run; runs/TEACHER_METHOD_STEPS by default
     stage: tuple[str, ...] = ()  # distil only these stages; all by default
-    # Training steps: of each round of 'progressive' and 'guided', of all of the others; of 'dmd' the critic's, the
-    # student has a fifth of them
+    # Training steps: of each round of 'progressive' and 'guided', of all of the others; of 'dmd' and 'self_forcing' the
+    # critic's, the student has a fifth of them
     updates: Count = 2000
     guidance_range: tuple[Guidance, Guidance] | None = None  # lowest and highest weight that students take as an input
     # Of 'progressive': steps of DDIM of the first teacher, --steps times 2, 4, ...; by default the fewest of these that
@@ -69,6 +72,9 @@ class Distil:
     # Of 'consistency': rank of low-rank factors of all kernels that are trained in place of the network (LCM-LoRA; 64
     # published). 'vdm-jax export NEW OUT --lora plain' writes them alone
     lora_rank: Width | None = None
+    # Of 'self_forcing': another run, by whose scores students learn and whose guidance they take, such as one of the
+    # same layers with full attention; by default TEACHER itself. The students begin as TEACHER in any case
+    score_teacher: str | None = None
     data_dir: Path | None = None  # where prepared data sets live; ~/.cache/vdm_jax/data by default
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or set it aside and go on from an intact one
     quiet: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # no progress, warnings only
@@ -78,9 +84,11 @@ class Distil:
 def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options, rest = parse_with_rest(Distil, arguments, "vdm-jax distil")
-    unread = {"progressive": ("intervals", "lora_rank"),
-              "guided": ("steps", "start", "sampler", "intervals", "lora_rank"),
-              "consistency": ("start", "sampler"), "dmd": ("start", "sampler", "intervals", "lora_rank")}
+    unread = {"progressive": ("intervals", "lora_rank", "score_teacher"),
+              "guided": ("steps", "start", "sampler", "intervals", "lora_rank", "score_teacher"),
+              "consistency": ("start", "sampler", "score_teacher"),
+              "dmd": ("start", "sampler", "intervals", "lora_rank", "score_teacher"),
+              "self_forcing": ("start", "sampler", "intervals", "lora_rank", "guidance_range")}
     refuse_unused(options, unread[options.method], f"with --method {options.method}",
                   f"another --method, or {options.method} without it")
     from vdm_jax.commands.train_command import train
@@ -136,13 +144,18 @@ def student(stage: Stage, folder: Path, options: Distil, ranged: bool) -> Stage:
     from vdm_jax.conditions.scalars import WEIGHT
     from vdm_jax.networks.lora import LoRA
     from vdm_jax.stages.distillation import guides
-    from vdm_jax.stages.options import Evaluation
+    from vdm_jax.stages.options import Evaluation, InitFrom
 
-    weights, by = guidance_of(stage, options, ranged)
-    spec = distillation_of(stage, folder, options, weights, by)
+    scores, teacher = folder, stage
+    if options.method == "self_forcing":
+        check_causal(stage)
+        scores, teacher = score_teacher(stage, folder, options)
+    weights, by = guidance_of(teacher, options, ranged)
+    spec = distillation_of(stage, scores, options, weights, by, causal=teacher.network.block_frames is not None)
     rounds = getattr(spec, "rounds", None)
     training = dataclasses.replace(
-        stage.training, distillation=spec, init_from=None, trainable=(), evaluation=Evaluation(),
+        stage.training, distillation=spec, trainable=(),
+        init_from=None if scores == folder else InitFrom(run=str(folder), stage=stage.name), evaluation=Evaluation(),
         lora=() if options.lora_rank is None else (LoRA(rank=options.lora_rank, patterns=("/",)),),
         steps=options.updates * (1 if rounds is None else len(rounds)), learning_rate=LEARNING_RATE, warmup_steps=0,
         decay=False, ema_decay=stage.training.ema_decay if rounds is None else 0.0, sample_every=0, validate_every=0,
@@ -185,14 +198,17 @@ def guidance_of(stage: Stage, options: Distil, ranged: bool) -> tuple[tuple[floa
     return (sampling.guidance, sampling.guidance), "two_estimates"
 
 
-def distillation_of(stage: Stage, folder: Path, options: Distil, weights: tuple[float, float] | None, by: str):
-    """What the student learns."""
+def distillation_of(
+    stage: Stage, folder: Path, options: Distil, weights: tuple[float, float] | None, by: str, *, causal: bool
+):
+    """What the student learns of the stage of its name in `folder`, whose network is causal or not."""
     from vdm_jax.diffusion.samplers import DDIM
     from vdm_jax.diffusion.weightings import TruncatedSNRWeighting
     from vdm_jax.stages.distillation import (
         ConsistencyDistillation,
         DistributionMatching,
         ProgressiveDistillation,
+        SelfForcing,
         Teacher,
     )
 
@@ -202,6 +218,8 @@ def distillation_of(stage: Stage, folder: Path, options: Distil, weights: tuple[
         return ConsistencyDistillation(intervals=intervals_of(stage, options), **solver, **common)
     if options.method == "dmd":
         return DistributionMatching(steps=options.steps, **common)
+    if options.method == "self_forcing":
+        return SelfForcing(steps=options.steps, scores="causal" if causal else "bidirectional", **common)
     steps = stage.sampling.steps if options.method == "guided" else options.steps
     truncated = isinstance(stage.process.weighting, TruncatedSNRWeighting)  # the teacher's own, which may have a gamma
     weighting = {"weighting": stage.process.weighting} if truncated else {}
@@ -214,6 +232,25 @@ def distillation_of(stage: Stage, folder: Path, options: Distil, weights: tuple[
     while options.start is None and start < stage.sampling.steps:
         start *= 2
     return ProgressiveDistillation(start=start, steps=steps, updates=options.updates, **weighting, **common)
+
+
+def check_causal(stage: Stage) -> None:
+    """Raise `UserError` for a stage whose network makes no videos block by block."""
+    if stage.network.block_frames is None:
+        raise UserError(f"--method=self_forcing with stage {stage.name!r}, whose network is not causal; permitted: "
+                        "stages of a VideoTransformer with BlockCausal patterns (--stage), or another method",
+                        "distil.method")
+
+
+def score_teacher(stage: Stage, folder: Path, options: Distil) -> tuple[Path, Stage]:
+    """The run by whose scores a causal student learns, and its stage of the student's name. Raises `UserError` where
+    there is none."""
+    from vdm_jax.runs.directory import find_run, read_cascade
+
+    if options.score_teacher is None:
+        return folder, stage
+    other = find_run(options.score_teacher)
+    return other, read_cascade(other).stage(stage.name)
 
 
 def sampling_of(stage: Stage, options: Distil, weights: tuple[float, float] | None):
@@ -229,11 +266,13 @@ def sampling_of(stage: Stage, options: Distil, weights: tuple[float, float] | No
         sampling = dataclasses.replace(sampling, guidance=guidance, high_noise_guidance=None)
     if options.method == "guided":
         return sampling
+    if options.method == "self_forcing":  # whatever guidance the run itself has been sampled with
+        sampling = dataclasses.replace(sampling, guidance=0.0, by_blocks=True)
     sampling = dataclasses.replace(sampling, steps=options.steps, scheduler=None, oscillation=None)
     if options.method == "progressive":
         kind = DDIM if options.sampler == "ddim" else StochasticDDIM
         return dataclasses.replace(sampling, sampler=kind(grid=TimeGrid()), consistency=None)
-    if options.method == "dmd":  # 4 of 1000 timesteps are 999, 749, 499 and 249
+    if options.method in ("dmd", "self_forcing"):  # 4 of 1000 timesteps are 999, 749, 499 and 249
         grid = TimestepGrid(spacing="trailing") if timesteps(stage) else None
         return dataclasses.replace(sampling, sampler=Consistency(grid=grid), consistency=None)
     if not timesteps(stage):

@@ -7,6 +7,7 @@ arXiv 2506.08009, algorithm 2). What is computed for a frame does not grow with 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -25,6 +26,8 @@ from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage
 
 _BLOCK_STREAM = 2**30  # of a sample's key: a block's own key is folded in beyond those of steps
+# What is kept, number and conditionings of a block -> the block, and what of it is kept
+MakeBlock = Callable[[Past, Int[Array, ""], list[Conditioning]], tuple[Float[Array, "B T2 H W C"], Array]]
 
 
 def sample_by_blocks(
@@ -40,21 +43,41 @@ def sample_by_blocks(
       embedded: log-SNRs, and those that the network embeds there, of a released scheduler.
       finish: a function from denoisers to denoisers that acts last, such as a threshold.
     """
-    network, process, block = stage.network, stage.process, stage.network.block_frames
-    (frames, *sides), batch, module = stage.shape, keys.shape[0], network_module(stage.network)
-    walk = Walk(sampling.sampler, process, (batch, block, *sides), sampling.steps, None, sampling.shared_noise)
+    block = stage.network.block_frames
+    (_, *sides), batch = stage.shape, keys.shape[0]
+    walk = Walk(sampling.sampler, stage.process, (batch, block, *sides), sampling.steps, None, sampling.shared_noise)
     steps, std = steps_between(levels), None
     if discretisation is not None:
         steps, std = jax.tree.map(jnp.asarray, discretisation.steps), discretisation.initial_std
     noise = noise_from_keys(keys, 0, (batch, *stage.shape), sampling.shared_noise)
 
-    def body(past: Past, number: Int[Array, ""]) -> tuple[Past, Float[Array, "B b H W C"]]:
-        parts = [conditioning.window(number * block, block, frames) for conditioning in conditionings]
-        own = jax.vmap(lambda key: jax.random.fold_in(key, _BLOCK_STREAM + number))(keys)
-        begin = jax.lax.dynamic_slice_in_dim(noise, number * block, block, axis=1)
-        denoise = finish(_denoiser(stage, sampling, params, parts, past, embedded))
+    def make(past: Past, number: Int[Array, ""], parts: list[Conditioning]) -> tuple[Array, Array]:
+        own, begin = block_keys(keys, number), jax.lax.dynamic_slice_in_dim(noise, number * block, block, axis=1)
+        denoise = finish(block_denoiser(stage, sampling, params, parts, past, embedded))
         carry = walk.begin(own, steps.level[0], noise=begin, std=std)
         (x, _), _ = jax.lax.scan(lambda carry, step: (walk.advance(denoise, own, carry, step)[0], None), carry, steps)
+        return x, x
+
+    return over_blocks(stage, params, conditionings, (batch, *stage.shape), make)
+
+
+def over_blocks(
+    stage: Stage, params: Any, conditionings: list[Conditioning], shape: tuple[int, ...], make: MakeBlock
+) -> Float[Array, "B T H W C"]:
+    """Videos of a shape `(B, T, H, W, C)`, one block after the other.
+
+    Args:
+      stage: of a network that is causal in blocks which divide the frames.
+      params: of the calls that write keys and values of what is kept, as of a clip without noise.
+      conditionings: of the videos, one for each estimate that `make` combines.
+      make: a block, from noise or however.
+    """
+    network, process, block = stage.network, stage.process, stage.network.block_frames
+    batch, frames, module = *shape[:2], network_module(stage.network)
+
+    def body(past: Past, number: Int[Array, ""]) -> tuple[Past, Float[Array, "B T2 H W C"]]:
+        parts = [conditioning.window(number * block, block, frames) for conditioning in conditionings]
+        x, finished = make(past, number, parts)
         left: dict[str, Any] = {}
 
         def write(x: Array, logsnr: Array, conditioning: Conditioning) -> Array:
@@ -62,16 +85,21 @@ def sample_by_blocks(
                                             past=past, mutable=["kept"])
             return y
 
-        batched(write, parts)(x, jnp.full(batch, CLEAN))
+        batched(write, parts)(finished, jnp.full(batch, CLEAN))
         return following(network, past, left["state"]), x
 
-    begin = empty(network, batch * len(conditionings), stage.shape[:3])
+    begin = empty(network, batch * len(conditionings), shape[1:4])
     _, blocks = jax.lax.scan(body, begin, jnp.arange(frames // block))
-    return jnp.moveaxis(blocks, 0, 1).reshape(batch, *stage.shape)
+    return jnp.moveaxis(blocks, 0, 1).reshape(shape)
 
 
-def _denoiser(
-    stage: Stage, sampling: Sampling, params: Any, conditionings: list[Conditioning], past: Past, embedded: Any
+def block_keys(keys: Key[Array, " B"], number: Int[Array, ""]) -> Key[Array, " B"]:
+    """Keys of the noise that a block's steps draw."""
+    return jax.vmap(lambda key: jax.random.fold_in(key, _BLOCK_STREAM + number))(keys)
+
+
+def block_denoiser(
+    stage: Stage, sampling: Sampling, params: Any, conditionings: list[Conditioning], past: Past, embedded: Any = None
 ) -> Denoiser:
     """The estimate of the next block, guided where there are two conditionings."""
     module = network_module(stage.network)

@@ -6,9 +6,11 @@ student's shapes. The training state holds them (`training/distillation.py`), so
 any other.
 """
 
+import dataclasses
 import math
 from typing import Annotated, Any, ClassVar, Literal
 
+from vdm_jax.attention import BlockCausal, Full
 from vdm_jax.conditions.conditioning import CONDITIONS
 from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.configuration import (
@@ -27,6 +29,7 @@ from vdm_jax.diffusion.distillation import Distance, PseudoHuber, Solver
 from vdm_jax.diffusion.samplers import Consistency, Heun
 from vdm_jax.diffusion.weightings import TruncatedSNRWeighting, Weighting
 from vdm_jax.errors import UserError
+from vdm_jax.networks.transformer.config import VideoTransformer
 
 # Lowest and highest weight w of (1 + w) conditional - w unconditional that training draws. Equal ones: a constant one
 Weights = Annotated[tuple[Guidance, Guidance], Ascending()]
@@ -161,53 +164,125 @@ class ConsistencyTraining:
 
 
 @config
-class DistributionMatching:
-    """The student's videos come to have the teacher's distribution (Yin et al. 2024, arXiv 2405.14867, without its
-    GAN): their gradient is the difference of the teacher's score and that of a critic, which learns the student's
-    videos and is trained at every step, the student at every `critic_updates`-th.
-
-    What the student is trained on is what its own sampler comes to (backward simulation, section 4.5). Clips of the
-    data set say what videos are conditioned on, and nothing else is learnt from them.
-    """
+class Matching:
+    """What students have in common whose videos come to have the teacher's distribution: the gradient of a video is the
+    difference of the teacher's score and that of a critic, which learns the student's videos and is trained at every
+    step, the student at every `critic_updates`-th. Clips of the data set say what videos are conditioned on; nothing
+    else is learnt from them."""
 
     teacher: Teacher
     steps: SamplingSteps = 4  # of the student's sampler in training; 1 and 4 published
     critic_updates: Count = 5  # training steps for each of the student's
     critic_rate: Positive = 1.0  # learning rate of the critic, relative to the student's; 0.2 in Self-Forcing
     times: Times = (0.02, 0.98)  # earliest and latest of the noise at which scores are compared
-    # Weight of the squared distance to what the teacher makes of the same noise by DDIM, as in the first version
-    # (arXiv 2311.18828; there by LPIPS, 0.25 with guidance); 0: none
-    regression: NonNegative = 0.0
-    regression_steps: SamplingSteps = 16  # of the teacher's DDIM
     guidance: Weights | None = None  # of the teacher; None: its conditional estimate alone
     teacher_guidance: TeacherGuidance = "two_estimates"  # as of `ProgressiveDistillation`
 
     roles: ClassVar[tuple[str, ...]] = ("teacher", "critic")
     optimized: ClassVar[tuple[str, ...]] = ("critic",)  # next to the student
     dropout: ClassVar[bool] = True
+    regression: ClassVar[float] = 0.0  # to videos of the teacher
+    writes: ClassVar[int] = 0  # of keys and values, per frame
 
     @property
     def evaluations(self) -> float:
         """Of networks without gradient, per example and step, next to the critic's own; those with gradient as 3."""
-        own = (self.steps - 1) / 2  # of the student on its way, on average
-        teacher = 2 if self.guidance is not None and self.teacher_guidance == "two_estimates" else 1
-        pairs = (self.regression_steps * teacher + 3) * (self.regression > 0)
-        return own + 1 + (3 + own + teacher + 1 + pairs) / self.critic_updates
+        own = (self.steps - 1) / 2 + self.writes  # of the student on its way, on average
+        return own + 1 + (3 + own + self._of_teacher + 1) / self.critic_updates
+
+    @property
+    def _of_teacher(self) -> int:
+        return 2 if self.guidance is not None and self.teacher_guidance == "two_estimates" else 1
 
     def check_training(self, stage: Any) -> None:
         """Raise `UserError` for sampling that is not of this student, and for training of parts of it."""
-        sampling, where = stage.sampling, f"Stage {stage.name!r}"
+        sampling, where, kind = stage.sampling, f"Stage {stage.name!r}", type(self).__name__
         if not isinstance(sampling.sampler, Consistency) or sampling.consistency is not None or sampling.scheduler:
             raise UserError(f"{where}: sampling.sampler={type(sampling.sampler).__name__} with consistency="
-                            f"{sampling.consistency}, scheduler={sampling.scheduler} of a DistributionMatching; "
+                            f"{sampling.consistency}, scheduler={sampling.scheduler} of a {kind}; "
                             "permitted: Consistency, with consistency=None and scheduler=None",
                             "Stage.sampling.sampler")
         if stage.training.trainable:
-            raise UserError(f"{where}: training.trainable={stage.training.trainable} with a DistributionMatching, "
+            raise UserError(f"{where}: training.trainable={stage.training.trainable} with a {kind}, "
                             "whose critic is trained as a whole; permitted: ()", "Stage.training.trainable")
 
 
-Distillation = ProgressiveDistillation | ConsistencyDistillation | ConsistencyTraining | DistributionMatching
+@config
+class DistributionMatching(Matching):
+    """Distribution matching distillation (DMD2: Yin et al. 2024, arXiv 2405.14867, without its GAN): the student is
+    trained on what its own sampler comes to (backward simulation, section 4.5)."""
+
+    # Weight of the squared distance to what the teacher makes of the same noise by DDIM, as in the first version
+    # (arXiv 2311.18828; there by LPIPS, 0.25 with guidance); 0: none
+    regression: NonNegative = 0.0
+    regression_steps: SamplingSteps = 16  # of the teacher's DDIM
+
+    @property
+    def evaluations(self) -> float:
+        """As of `Matching`, and those of the regression."""
+        pairs = (self.regression_steps * self._of_teacher + 3) * (self.regression > 0)
+        return super().evaluations + pairs / self.critic_updates
+
+
+@config
+class SelfForcing(Matching):
+    """Distribution matching of a causal student that is trained on its own rollouts (Self-Forcing: Huang et al. 2025,
+    arXiv 2506.08009, algorithm 1): it makes the clip block by block after its own earlier blocks, with the keys that it
+    keeps, as it does in sampling. Every block ends on the estimate of a random one of the student's steps, which alone
+    has a gradient: the steps before it, the finished blocks and their keys and values have none.
+
+    A finished block is kept at the noise level that sampling keeps it at, none; the published code adds noise of sigma
+    0.005 in training alone. The student begins as its teacher, or as `Training.init_from` says. Levels at which scores
+    are compared are uniform in the schedule's time between `times`; published are all times of a flow with the shift 5,
+    and sigma brought into [0.02, 0.98].
+    """
+
+    critic_rate: Positive = 0.2  # learning rate of the critic, relative to the student's; the published one
+    # What teacher and critic see. bidirectional: all frames, at one noise level, as published; the teacher is a run
+    # with the student's layers and full attention. causal: of every block the noisy frames and the student's clean
+    # blocks before it; the teacher is a causal run. Scores of blocks are those of their conditional distributions,
+    # whose divergences add up to that of the clip
+    scores: Literal["bidirectional", "causal"] = "bidirectional"
+    same_step: bool = True  # the random step is that of all blocks of a batch; False: each block of it draws its own
+
+    dropout: ClassVar[bool] = False
+    writes: ClassVar[int] = 1
+
+    def judging(self, network: VideoTransformer) -> VideoTransformer:
+        """The network of teacher and critic, which has the parameters of the student's."""
+        if self.scores == "causal":
+            return network
+        patterns = tuple(Full() if isinstance(one, BlockCausal) else one for one in network.patterns)
+        return dataclasses.replace(network, patterns=patterns, teacher_forcing=False)
+
+    def check_training(self, stage: Any) -> None:
+        """Raise `UserError` for a student that is not sampled block by block, and as for `DistributionMatching`."""
+        where, images = f"Stage {stage.name!r}", stage.training.images_per_clip
+        if not stage.sampling.by_blocks:  # `Stage` has refused blocks that are not causal, or do not divide
+            raise UserError(f"{where}: sampling.by_blocks=False of a SelfForcing; permitted: True, of a "
+                            "VideoTransformer with BlockCausal patterns whose blocks divide the frames",
+                            "Stage.sampling.by_blocks")
+        if stage.takes_weight:
+            raise UserError(f"{where}: network.scalars={stage.network.scalars} have {WEIGHT!r} with a SelfForcing; "
+                            "permitted: two equal weights of training.distillation.guidance, without the scalar",
+                            "Stage.network.scalars")
+        if images:
+            raise UserError(f"{where}: training.images_per_clip={images} with a SelfForcing, whose student makes "
+                            "frames of one clip; permitted: 0", "Stage.training.images_per_clip")
+        super().check_training(stage)
+        self.judging(stage.network)
+
+    def check_teacher(self, stage: Any, teacher: Any) -> None:
+        """Raise `UserError` for the stage of a teacher that sees other frames than `scores` says."""
+        causal = teacher.network.block_frames is not None
+        if causal != (self.scores == "causal"):
+            raise UserError(f"Stage {stage.name!r}: training.distillation.scores={self.scores!r} of a teacher whose "
+                            f"network has patterns={getattr(teacher.network, 'patterns', None)}; permitted: "
+                            f"{'causal' if causal else 'bidirectional'!r}", "Stage.training.distillation.scores")
+
+
+Distillation = (ProgressiveDistillation | ConsistencyDistillation | ConsistencyTraining | DistributionMatching
+                | SelfForcing)
 
 
 def check_consistency(spec: Distillation, stage: Any) -> None:
@@ -235,14 +310,16 @@ def check_distillation(stage: Any) -> None:
     if not takes and weights is not None and weights[0] != weights[1]:
         raise UserError(f"{where}: training.distillation.guidance={weights} with network.scalars="
                         f"{stage.network.scalars}; permitted: scalars with {WEIGHT!r}, or two equal weights")
-    if stage.process.frame_levels:
-        raise UserError(f"{where}: process.frame_levels=True with training.distillation; permitted: False")
+    if stage.process.frame_levels and not isinstance(spec, SelfForcing):
+        raise UserError(f"{where}: process.frame_levels=True with training.distillation={type(spec).__name__}; "
+                        "permitted: False, or a SelfForcing", "Stage.process.frame_levels")
     if training.validate_every:
         raise UserError(f"{where}: training.validate_every={training.validate_every} with training.distillation, whose "
                         "loss is no error of single estimates; permitted: 0 (training.evaluation scores samples)")
-    if spec.teacher is not None and training.init_from is not None:
-        raise UserError(f"{where}: training.init_from={training.init_from} with training.distillation, whose student "
-                        "begins as its teacher; permitted: None")
+    if spec.teacher is not None and training.init_from is not None and not isinstance(spec, SelfForcing):
+        raise UserError(f"{where}: training.init_from={training.init_from} with training.distillation="
+                        f"{type(spec).__name__}, whose student begins as its teacher; permitted: None, or a "
+                        "SelfForcing", "Stage.training.init_from")
     if not takes and spec.teacher is not None and spec.teacher_guidance == "input":
         raise UserError(f"{where}: training.distillation.teacher_guidance='input' with network.scalars="
                         f"{stage.network.scalars}; permitted: 'two_estimates', or scalars with {WEIGHT!r}")

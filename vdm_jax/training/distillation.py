@@ -33,22 +33,24 @@ from vdm_jax.diffusion.process import masked_mean
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.diffusion.sampling import Walk
 from vdm_jax.generation.one_stage import with_threshold
-from vdm_jax.networks.kinds import network_module
+from vdm_jax.networks.kinds import Network, network_module
 from vdm_jax.stages.distillation import (
     ConsistencyDistillation,
     ConsistencyTraining,
     DistributionMatching,
     ProgressiveDistillation,
+    SelfForcing,
 )
 from vdm_jax.stages.parameters import network_params
 from vdm_jax.stages.stage import Stage
 from vdm_jax.training.draws import Drawn, bound_network, loss_mask
+from vdm_jax.training.rollout import rolled_out
 from vdm_jax.training.state import DistillationState, TrainState, advanced, make_optimizer, optimizer_of
 from vdm_jax.training.trainable import split
 
 Loss = tuple[Array, dict[str, Array]]  # and scalars to log
 # Of a draw's dropout key, which networks split further.
-_WEIGHT_STREAM, _INTERVAL_STREAM, _NOISE_STREAM, _LEVEL_STREAM = (2**31 - n for n in (11, 12, 13, 14))
+_WEIGHT_STREAM, _INTERVAL_STREAM, _NOISE_STREAM, _LEVEL_STREAM, _CLIP_STREAM = (2**31 - n for n in range(11, 16))
 # Gradient of given parameters: (parameters, roles, key) -> loss, scalars, gradients
 Gradients = Callable[[Any, "Roles", PRNGKeyArray], tuple[Array, dict[str, Array], Any]]
 
@@ -113,17 +115,18 @@ def distillation_loss(stage: Stage, params: Any, drawn: Drawn, roles: Roles) -> 
         drawn = drawn._replace(conditioning=conditioning)
     if roles.trained == "critic":
         return critic_loss(stage, params, drawn, roles)
-    loss = {ProgressiveDistillation: progressive_loss, DistributionMatching: matching_loss}.get(
-        type(spec), consistency_loss)
+    loss = {ProgressiveDistillation: progressive_loss, DistributionMatching: matching_loss,
+            SelfForcing: matching_loss}.get(type(spec), consistency_loss)
     return loss(stage, params, drawn, weight, roles)
 
 
 def teacher_denoiser(
-    stage: Stage, params: Any, drawn: Drawn, weight: Float[Array, " B"] | None = None, *, threshold: bool = True
+    stage: Stage, params: Any, drawn: Drawn, weight: Float[Array, " B"] | None = None, *, threshold: bool = True,
+    network: Network | None = None,
 ) -> Denoiser:
     """The teacher's estimate with the threshold that it is sampled with, if it is to have one; with a weight, guided by
-    two estimates."""
-    module = network_module(stage.network)
+    two estimates; where `network` is given, by that one in place of the student's."""
+    module = network_module(network or stage.network)
 
     def denoise_with(z: Video, logsnr: Level, conditioning: Any) -> Video:
         def network(x: Array, level: Array) -> Array:
@@ -207,18 +210,36 @@ def matching_loss(
     their distance to the teacher's from the same noise. Scores are of estimates without thresholds."""
     spec, process = stage.training.distillation, stage.process
     x = simulated(stage, params, drawn)
+    network, seen = judging(stage, drawn, x)
     level_key, noise_key = jax.random.split(jax.random.fold_in(drawn.dropout_key, _LEVEL_STREAM))
     earliest, latest = spec.times
     level = process.schedule.logsnr(jax.random.uniform(level_key, x.shape[:1], minval=earliest, maxval=latest))
     z = process.diffuse(jax.lax.stop_gradient(x), jax.random.normal(noise_key, x.shape), level)
     two = weight if spec.teacher_guidance == "two_estimates" else None
-    teach = teacher_denoiser(stage, roles.networks["teacher"], drawn, two, threshold=False)
-    fake = process.denoiser(bound_network(stage, roles.networks["critic"], drawn, train=False))(z, level)
+    teach = teacher_denoiser(stage, roles.networks["teacher"], seen, two, threshold=False, network=network)
+    critic = bound_network(stage, roles.networks["critic"], seen, train=False, network=network)
+    fake = process.denoiser(critic)(z, level)
     mask = loss_mask(stage, drawn.conditioning)
     losses = matching_error(x, teach(z, level), fake, mask)
     if spec.regression:
         losses = losses + spec.regression * _regression(stage, params, drawn, teach, mask)
     return losses.mean(), {"x_mse": jnp.square(x - drawn.x).mean()}
+
+
+def judging(stage: Stage, drawn: Drawn, x: Video) -> tuple[Network, Drawn]:
+    """The network of teacher and critic, and what they see with the student's videos x: a causal network their clean
+    blocks, one of all frames a noise level of the clip."""
+    spec, process = stage.training.distillation, stage.process
+    if not isinstance(spec, SelfForcing):
+        return stage.network, drawn
+    causal = spec.scores == "causal"
+    history = jax.lax.stop_gradient(x) if causal else None
+    drawn = drawn._replace(conditioning=drawn.conditioning.replace(history=history))
+    if process.frame_levels and not causal:
+        process = dataclasses.replace(process, frame_levels=False, frame_block=1)
+        key = jax.random.fold_in(drawn.dropout_key, _CLIP_STREAM)
+        drawn = drawn._replace(logsnr=process.draw(key, x.shape)[0])
+    return spec.judging(stage.network), drawn
 
 
 def _regression(
@@ -243,15 +264,18 @@ def _regression(
 def critic_loss(stage: Stage, params: Any, drawn: Drawn, roles: Roles) -> Loss:
     """The stage's own loss on the student's videos in place of clips."""
     x = jax.lax.stop_gradient(simulated(stage, roles.networks["student"], drawn))
+    network, seen = judging(stage, drawn, x)
     noise = jax.random.normal(jax.random.fold_in(drawn.dropout_key, _NOISE_STREAM), x.shape)
-    losses, aux = stage.process.loss(bound_network(stage, params, drawn, train=True), x, None, noise=noise,
-                                     mask=loss_mask(stage, drawn.conditioning), logsnr=drawn.logsnr)
+    losses, aux = stage.process.loss(bound_network(stage, params, seen, train=True, network=network), x, None,
+                                     noise=noise, mask=loss_mask(stage, drawn.conditioning), logsnr=seen.logsnr)
     return losses.mean(), {"x_mse": aux["x_mse"].mean()}
 
 
 def simulated(stage: Stage, params: Any, drawn: Drawn) -> Video:
     """The student's estimate at a random one of its steps, the same for all videos, to which it has come by its own
-    sampler from noise, without gradient."""
+    sampler from noise, without gradient; of a causal student, a rollout block by block."""
+    if isinstance(stage.training.distillation, SelfForcing):
+        return rolled_out(stage, params, drawn, _levels(stage))
     process, batch = stage.process, drawn.x.shape[:1]
     levels = _levels(stage)
     key = jax.random.fold_in(drawn.dropout_key, _INTERVAL_STREAM)

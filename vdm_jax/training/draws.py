@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from vdm_jax.conditions.conditioning import Conditioning, conditions_of, drop_named, drop_text
 from vdm_jax.diffusion.arrays import Level, Network
-from vdm_jax.networks.kinds import network_module
+from vdm_jax.networks import kinds
 from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.stage import Stage
 
@@ -42,15 +42,18 @@ def draw(
     return Drawn(x, conditioning, images, *stage.process.draw(loss_key, x.shape), dropout_key)
 
 
-def bound_network(stage: Stage, params: Any, drawn: Drawn, *, train: bool) -> Network:
-    """`(z, log-SNR) -> output` of the stage's network with the conditioning that was drawn; `train` with dropout."""
-    module = network_module(stage.network)
+def bound_network(
+    stage: Stage, params: Any, drawn: Drawn, *, train: bool, network: kinds.Network | None = None
+) -> Network:
+    """`(z, log-SNR) -> output` of the stage's network, or of `network` where that is given, with the conditioning that
+    was drawn; `train` with dropout."""
+    module = kinds.network_module(network or stage.network)
 
-    def network(z: Array, logsnr: Array) -> Array:
+    def bound(z: Array, logsnr: Array) -> Array:
         return module.apply({"params": params}, z, logsnr, drawn.conditioning, train=train, images=drawn.images,
                             rngs={"dropout": drawn.dropout_key})
 
-    return network
+    return bound
 
 
 def loss_mask(stage: Stage, conditioning: Conditioning) -> Float[Array, "B T ..."] | None:

@@ -22,12 +22,12 @@ from vdm_jax.runs.directory import find_run, load_stage, read_cascade
 from vdm_jax.runs.manifest import Damaged
 from vdm_jax.runs.teachers import teacher_params
 from vdm_jax.stages.autoencoding import AnyStage, AutoencoderStage
-from vdm_jax.stages.distillation import Teacher
+from vdm_jax.stages.distillation import SelfForcing, Teacher
 from vdm_jax.stages.options import InitFrom, InitFromFile
 from vdm_jax.stages.parameters import network_shapes
 from vdm_jax.stages.stage import Stage
 from vdm_jax.training.trainable import split
-from vdm_jax.weights.inflation import Inflation, plan_inflation
+from vdm_jax.weights.inflation import BeginApart, Inflation, plan_inflation
 from vdm_jax.weights.latent_inflation import plan_latent_inflation
 from vdm_jax.weights.pretrained import load_imported
 from vdm_jax.weights.safetensors import flatten
@@ -37,13 +37,29 @@ from vdm_jax.weights.signatures import mismatch
 _OVER_TIME = re.compile(r"/temporal/|/temporal_attention/|/temporal_residual/|/mix/|/out_temporal/")
 
 
-def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tuple[Inflation, Any]:
+def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tuple[Inflation | BeginApart, Any]:
     """How a stage of `run` begins as the one, or as the file, that `Training.init_from` names, and the (averaged)
-    parameters of that one, on the host.
+    parameters of that one, on the host. A student begins as its teacher; where `init_from` is given too, its teacher
+    and critic do, and there are two of both.
 
     Raises `UserError` when it is not there or not trained, predicts something else, or its network does not fit.
     """
-    start = beginning(stage)
+    found = _weights_of(stage, beginning(stage), run, damaged)
+    if (own := _own_start(stage)) is None:
+        return found
+    student = _weights_of(stage, own, run, damaged)
+    return BeginApart(student[0], found[0]), {"student": student[1], "teacher": found[1]}
+
+
+def _own_start(stage: AnyStage) -> InitFrom | InitFromFile | None:
+    """As what a student begins that does not begin as its teacher."""
+    teacher = getattr(stage.training.distillation, "teacher", None)
+    return None if teacher is None else stage.training.init_from
+
+
+def _weights_of(
+    stage: Stage, start: InitFrom | InitFromFile | Teacher, run: Path, damaged: Damaged
+) -> tuple[Inflation, Any]:
     shapes = network_shapes(stage)
     if isinstance(start, InitFromFile):
         model = load_imported(start.path)
@@ -60,10 +76,13 @@ def starting_weights(stage: Stage, run: Path, damaged: Damaged = "refuse") -> tu
     for field, ours, theirs in unlike(stage, source):
         raise UserError(f"Stage {stage.name!r}: {field}={ours!r}, but it is to begin as stage {source.name!r} of "
                         f"{folder}, whose {field} is {theirs!r}; permitted: the same")
+    spec = stage.training.distillation
+    if isinstance(start, Teacher) and isinstance(spec, SelfForcing):
+        spec.check_teacher(stage, source)
     params = teacher_params(stage, damaged) if isinstance(start, Teacher) else load_stage(folder, source, damaged)
     if params is None:
         raise UserError(f"Stage {stage.name!r} is to begin as stage {source.name!r} of {folder}, which is not trained; "
-                        "permitted: train that first")
+                        "permitted: train that first", "init_from.starting_weights")
     return planned(stage.network, shapes, source.network, params), jax.device_get(params)
 
 
@@ -76,13 +95,13 @@ def beginning(stage: AnyStage) -> InitFrom | InitFromFile | Teacher | str | None
 def check_beginning(stage: AnyStage) -> None:
     """Raise `UserError` for a file or another run that a stage is to begin from and that is not there, and for patterns
     of parameters to train, or to add a LoRA to, that match none."""
-    start = beginning(stage)
-    path = start.path if isinstance(start, InitFromFile) else start
-    if isinstance(path, str) and not Path(path).is_file():
-        raise UserError(f"stage {stage.name!r}: training.init_from={path!r} is not a file; permitted: a .safetensors "
-                        "file that vdm-jax convert wrote")
-    if isinstance(start, InitFrom | Teacher) and start.run is not None:
-        read_cascade(find_run(start.run)).stage(start.stage)
+    for start in (beginning(stage), _own_start(stage)):
+        path = start.path if isinstance(start, InitFromFile) else start
+        if isinstance(path, str) and not Path(path).is_file():
+            raise UserError(f"stage {stage.name!r}: training.init_from={path!r} is not a file; permitted: a "
+                            ".safetensors file that vdm-jax convert wrote")
+        if isinstance(start, InitFrom | Teacher) and start.run is not None:
+            read_cascade(find_run(start.run)).stage(start.stage)
     if stage.training.trainable:
         split(network_shapes(stage), stage.training.trainable)
     if getattr(stage.training, "lora", ()):

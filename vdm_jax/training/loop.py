@@ -46,7 +46,7 @@ from vdm_jax.training.step import Batch, CompileStep, compile_train_step, compil
 from vdm_jax.training.stopping import StopRequests, stop_requests
 from vdm_jax.training.throughput import Throughput
 from vdm_jax.video.writing import atomic_path
-from vdm_jax.weights.inflation import Inflation
+from vdm_jax.weights.inflation import BeginApart, Inflation
 
 VALIDATION = "validation"  # purpose of random numbers
 MAX_SKIPPED = 20  # steps in a row without a finite gradient before a run gives up
@@ -215,7 +215,7 @@ class Trainer:
         """What the stage makes of a batch."""
         return training_inputs(self.stage, batch, key, *autoencoder)[:2]
 
-    def _starting_weights(self) -> tuple[Inflation, Any]:
+    def _starting_weights(self) -> tuple[Inflation | BeginApart, Any]:
         """How the network begins as another one, and the parameters of that one."""
         return starting_weights(self.stage, self.run, self.damaged)
 

@@ -19,7 +19,7 @@ from vdm_jax.stages.autoencoding import AnyStage, AutoencoderStage, AutoencoderT
 from vdm_jax.stages.options import Training
 from vdm_jax.stages.parameters import initial_params, network_params, network_shapes, with_factors
 from vdm_jax.training.trainable import merged, split
-from vdm_jax.weights.inflation import Inflation
+from vdm_jax.weights.inflation import BeginApart, Inflation
 
 
 @flax.struct.dataclass
@@ -104,12 +104,13 @@ def advanced(
 
 
 def initial_state(
-    stage: AnyStage, key: PRNGKeyArray, inflation: Inflation | None = None, source: Any = None
+    stage: AnyStage, key: PRNGKeyArray, inflation: Inflation | BeginApart | None = None, source: Any = None
 ) -> TrainState:
     """A fresh state, inflated from the parameters `source` of another network where that is asked for; the EMA, and the
-    other networks of a distillation, start at the parameters."""
+    other networks of a distillation unless they begin apart, start at the parameters."""
     init_key, run_key = jax.random.split(key)
     params = initial_params(stage, init_key)
+    apart = inflation.of_others(params, source) if isinstance(inflation, BeginApart) else None
     if inflation is not None:
         params = inflation.apply(params, source)
     if isinstance(stage, AutoencoderStage):
@@ -124,6 +125,7 @@ def initial_state(
     roles = stage.training.distillation.roles
     if stage.training.lora:  # the teacher is the network that stays as it is
         roles, params = [role for role in roles if role == "target"], trained
+    params = params if apart is None else apart
     networks = {role: jax.tree.map(jnp.array, params) for role in roles}
     networks |= {optimizer_of(role): make_optimizer(stage.training).init(params)
                  for role in getattr(stage.training.distillation, "optimized", ())}
@@ -177,7 +179,7 @@ def averaging(stage: AnyStage, mesh: Mesh) -> Callable[[TrainState], Any]:
 
 
 def create_state(
-    stage: AnyStage, seed: int, mesh: Mesh, inflation: Inflation | None = None, source: Any = None
+    stage: AnyStage, seed: int, mesh: Mesh, inflation: Inflation | BeginApart | None = None, source: Any = None
 ) -> TrainState:
     """A fresh state, made sharded where it will live; `source` are arrays of the host."""
     shardings = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))

@@ -78,6 +78,26 @@ class Inflation:
         return wide.at[:, :, :, :, jnp.array(self.stem)].set(narrow).reshape(shape)
 
 
+@dataclasses.dataclass(frozen=True)
+class BeginApart:
+    """A student that begins as another network than its teacher and the others that learn next to it. Its `source` has
+    the parameters of both, by these names."""
+
+    student: Inflation
+    teacher: Inflation
+
+    def __str__(self) -> str:
+        return f"{self.student}; its teacher: {self.teacher}"
+
+    def apply(self, params: Any, source: Any) -> Any:
+        """What the student begins as; as of `Inflation`."""
+        return self.student.apply(params, source["student"])
+
+    def of_others(self, params: Any, source: Any) -> Any:
+        """What the others begin as."""
+        return self.teacher.apply(params, source["teacher"])
+
+
 def plan_inflation(network: UNet, shapes: Any, source: UNet, source_shapes: Any) -> Inflation:
     """How `network` begins as `source`, from their configs and their parameters (or shapes of these).
 
