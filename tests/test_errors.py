@@ -53,7 +53,7 @@ def thresholded():
     (lambda: model_kinds.shapes(Strange()), "a model of kind Strange is unknown"),
     (lambda: TextConditioner(Strange(), 8).init(jax.random.key(0), Conditioning(text_mask=jnp.ones((1, 1, 2), bool))),
      "texts of kind Strange is unknown; permitted: WordEncoder, EmbeddedText"),
-    (mixed, "a mixer of kind Strange is unknown; permitted: SelfAttention, CrossAttention, TemporalConvolution, "),
+    (mixed, "a mixer of kind Strange is unknown; permitted: SelfAttention, CrossAttention, LinearAttention, "),
     (thresholded, "Sampling.threshold of kind Strange is unknown; permitted: StaticThreshold, DynamicThreshold"),
 ])
 def test_a_kind_that_is_forgotten_is_named(call, message):
