@@ -171,6 +171,7 @@ class SampledVideos:
     shared_noise: bool  # all frames get the same noise
     encode: Encode | None
     picture_noise: Float[Array, "B 1 H W 3"] | None = None  # on the first frame; None: drawn from the keys
+    pixels: Any = None  # the masked video of which that of latents is made, or None
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -325,12 +325,13 @@ def stage_conditioning(
     for other in (condition for condition in CONDITIONS.values() if not condition.taken(stage.network)):
         text = text.replace(**{name: None for name in other.parts if not isinstance(getattr(text, name), dict)})
     masked_video, frames_apart = masked_pixels(stage, low, masked_video), stage.network.masks_frames
+    pixels = masked_video
     if frames_apart and masked_video is None:
         masked_video = nothing_given(stage, len(keys))
     if stage.latent is not None and masked_video is not None:
         masked_video = encode_masked_video(stage.latent, autoencoder, masked_video, frames_apart)
     videos = SampledVideos(stage, keys, low, masked_video, corrupt, sampling.shared_noise, encoder(stage, autoencoder),
-                           picture_noise)
+                           picture_noise, pixels)
     conditioning = text
     for condition in conditions_of(stage.network):
         conditioning = conditioning.adding(condition.in_sampling(conditioning, videos))
