@@ -4,7 +4,7 @@ Citation: Chen et al. 2023, arXiv 2304.14404, section 3.4 and equation 3, by a r
           pairs on the weighted sum of both losses, whose weights are not known to us: here 1 and 1. apart.py says what
           else is ours.
 Hardware: not known.
-Expected: as in apart.py. Not trained by us.
+Expected: the results in mcdiff/apart. Not trained by us.
 Run:      vdm-jax train mcdiff/joined     (after mcdiff/apart, on the same data; then vdm-jax sample mcdiff_joined
           --image start.png --control strokes.json --frames 16)
 """
