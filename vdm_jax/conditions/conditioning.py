@@ -42,6 +42,8 @@ class Conditioning:
     text_mask: Bool[Array, "B G L"] | None = None  # True at real tokens; a row without any is the null caption
     null_embeddings: Float[Array, "B L C"] | None = None  # the null caption, where it is not a row without any
     null_mask: Bool[Array, "B L"] | None = None  # True at real tokens of that
+    # Factors on the attention to the first tokens, of the clip or of each frame (`generation/token_weights.py`)
+    token_weights: Float[Array, "B G L"] | None = None
     labels: Int[Array, " B"] | None = None  # class numbers; -1 is the null class
     low_resolution: Float[Array, "B T H W C"] | None = None  # already at the size of the video, in [-1, 1]
     augmentation: Float[Array, " B"] | None = None  # log-SNR of the noise added to low_resolution

@@ -39,6 +39,7 @@ from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.diffusion.windows import ConditionalDenoiser, following, windowed
 from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.generation.block_sampling import sample_by_blocks
+from vdm_jax.generation.token_weights import weighted_tokens
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.skips import Deep
 from vdm_jax.networks.transformer.levels import is_noisy
@@ -194,7 +195,8 @@ def _estimate(
 
         def network(x: Array, level: Array) -> Array:
             level = level if embedded is None else jnp.interp(level, *embedded)
-            return module.apply({"params": params}, x, level, condition, **options)
+            with weighted_tokens(condition.token_weights):
+                return module.apply({"params": params}, x, level, condition, **options)
 
         return stage.process.denoiser(network)(z, logsnr)
 
