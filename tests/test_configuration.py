@@ -107,6 +107,8 @@ UNION_MEMBERS = sorted(
 # What cannot be left out.
 REQUIRED = {"Level": {"channels": 8}, "UNet": {"levels": (Level(channels=8),)},
             "LatentNetwork": {"unet": LatentUNet()},
+            "FlowPredictor": {"completion": UNet(levels=(Level(channels=8),), out_channels=2),
+                              "unet": UNet(levels=(Level(channels=8),))},
             "ProgressiveDistillation": {"teacher": Teacher(run="teacher", stage="base")},
             "ConsistencyDistillation": {"teacher": Teacher(run="teacher", stage="base")},
             "DistributionMatching": {"teacher": Teacher(run="teacher", stage="base")},

@@ -59,6 +59,7 @@ def test_strokes_of_a_file_are_maps_of_any_size(tmp_path):
     ({"frames": 0}, "frames=0"), ({"height": "x"}, "height"), ({"strokes": 3}, "strokes=3"), ({"more": 1}, "more"),
     ({"strokes": [{"points": [[1, 2]]}]}, "strokes[0]"), ({"strokes": [{"points": [[1, 2], [3, None]]}]}, "strokes[0]"),
     ({"strokes": [{"points": [[1, 2], [3, 4]], "last": 5}]}, "to 5"), ({"strokes": [{}]}, "points"),
+    ({"strokes": [{"points": [[1, 2], [33, 4]]}]}, "[33.0, 4.0] outside"), ({"width": 29}, "x in [0, 29]"),
 ])
 def test_files_that_are_wrong_are_named(change, named, tmp_path):
     (tmp_path / "s.json").write_text(json.dumps(DRAWN | change))

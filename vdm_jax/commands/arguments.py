@@ -238,3 +238,19 @@ def cache_plan(numbers: Sequence[int], threshold: float | None = None) -> Any:
         return Cache(every=numbers[0]) if len(numbers) == 1 else Cache(steps=tuple(numbers))
     except UserError as error:
         raise UserError(f"--cache={' '.join(map(str, numbers))} ({error})") from None
+
+
+def word_weights(given: Sequence[str], flag: str) -> tuple[Any, ...]:
+    """The weights of `--FLAG WORD=FACTOR ...`. Raises `UserError` for what is none."""
+    from vdm_jax.generation.editing.prompt_to_prompt import WordWeight
+
+    found = []
+    for text in given:
+        word, sign, number = text.rpartition("=")
+        try:
+            found.append(WordWeight(word=word, weight=float(number)))
+        except ValueError:
+            sign = ""
+        if not (sign and word):
+            raise UserError(f"--{flag}={text}; permitted: WORD=FACTOR, such as robot=2")
+    return tuple(found)

@@ -12,7 +12,15 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from vdm_jax.commands.arguments import GUIDANCE, GUIDANCE_SCALE, LORA, check_outputs, parse, weighted_files
+from vdm_jax.commands.arguments import (
+    GUIDANCE,
+    GUIDANCE_SCALE,
+    LORA,
+    check_outputs,
+    parse,
+    weighted_files,
+    word_weights,
+)
 from vdm_jax.commands.control_maps import MADE, make_maps, maps_of, remove_maps
 from vdm_jax.commands.outputs import check_videos
 from vdm_jax.commands.sample_command import guides
@@ -220,23 +228,7 @@ def _fields(options: Edit) -> dict[str, Any]:
     """The fields of the method that are said."""
     own = {name: value for name in OF_METHODS
            if (value := getattr(options, name)) is not None and value is not False}  # 0 is a value
-    return own | ({"weights": word_weights(options.weight)} if options.weight else {})
-
-
-def word_weights(given: Sequence[str]) -> tuple[Any, ...]:
-    """The weights of `--weight WORD=FACTOR ...`. Raises `UserError` for what is none."""
-    from vdm_jax.generation.editing.prompt_to_prompt import WordWeight
-
-    found = []
-    for text in given:
-        word, sign, number = text.rpartition("=")
-        try:
-            found.append(WordWeight(word=word, weight=float(number)))
-        except ValueError:
-            sign = ""
-        if not (sign and word):
-            raise UserError(f"--weight={text}; permitted: WORD=FACTOR, such as robot=2")
-    return tuple(found)
+    return own | ({"weights": word_weights(options.weight, "weight")} if options.weight else {})
 
 
 def _notes(generator: Any, job: Any) -> list[str]:

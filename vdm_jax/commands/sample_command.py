@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from vdm_jax.commands.amplified_words import amplified_words, check_amplified, with_one_noise
 from vdm_jax.commands.arguments import (
     GUIDANCE,
     GUIDANCE_SCALE,
@@ -53,6 +54,7 @@ class Sample:
       vdm-jax sample imagen "waves at a cliff" --encoder t5-v1_1-xxl --out waves.mp4
       vdm-jax sample animatediff "waves at a cliff" --frames 32 --overlap 8 --out long.mp4
       vdm-jax sample nuwa_xl_run --script story.txt --frames 226 --extend nuwa_xl --out story.mp4
+      vdm-jax sample stable-diffusion-v1-5 "thunder over the sea" --num-frames 16 --amplify thunder=4 --sound x.wav
       vdm-jax sample animatediff "waves at a cliff" --lora zoom_in.safetensors=0.8 --out zoom.mp4
     """
 
@@ -102,6 +104,10 @@ class Sample:
     # Sound, for runs that hear it: media or .wav files (or names of vectors made beforehand); one for all captions, or
     # one for each
     sound: tuple[Path, ...] = ()
+    # With --sound: WORD=FACTOR ... of captions, whose attention is scaled by it where the sound is loudest, and by less
+    # in other frames (AADiff); the network need not hear the sound
+    amplify: tuple[str, ...] = ()
+    amplify_window: Size | None = None  # with --amplify: frames over which the loudness is smoothed; 5 by default
     # A longer video of the first stage, which --last names where there are more. Ctrl-C ends it at a whole segment, and
     # the same command goes on
     frames: Count | None = None
@@ -146,6 +152,7 @@ def main(arguments: Sequence[str]) -> int:
     generator = load(options.run, damaged=options.damaged, traced=kept_traces())
     generator = with_size(generator, options.num_frames, options.height, options.width)
     generator, prompts = with_adapter(options, generator)
+    generator = with_one_noise(generator) if options.amplify else generator
     video = generator.makes(options.first, options.last, options.fps)
     check_videos(options.out, video.fps, len(options.captions) * options.count, (video.height, video.width))
     if options.style is not None:
@@ -164,6 +171,7 @@ def main(arguments: Sequence[str]) -> int:
               "masked_video": given, **first_frame_tokens(options, generator, given), "fps": options.fps,
               "references": referenced(options, generator.experiment), **image_prompted(options, generator, prompts),
               **controlled(options, generator.experiment, video), **heard(options, generator, video),
+              **amplified_words(options, generator, captions),
               **text_embeddings(generator, said, options)}
     if options.lora:
         from vdm_jax.generation.loras import with_loras
@@ -305,7 +313,7 @@ def heard(options: Sample, generator: Any, video: Any) -> dict[str, Any]:
     experiment = generator.experiment
     stages = [stage for stage in generator.stages(options.first, options.last)
               if any(entry.name == "sound" for entry in stage.network.conditions)]
-    if not options.sound and not stages:
+    if not stages and (not options.sound or options.amplify):
         return {}
     import numpy as np
 
@@ -385,4 +393,5 @@ def check(options: Sample) -> None:
         if (value := getattr(options, name)) not in (None, ()) and not options.control:
             raise UserError(f"--{name.replace('_', '-')}={value} is for --control; permitted: --control FILE with it")
     check_long(options)
+    check_amplified(options)
     check_outputs(options.out)

@@ -15,11 +15,12 @@ from vdm_jax.conditions.reference import ReferencePicture, References
 from vdm_jax.conditions.scalars import Scalars
 from vdm_jax.conditions.sound import Sound
 from vdm_jax.conditions.sparse_control import SparseControl, SparseFrames
+from vdm_jax.conditions.strokes import StrokeMap
 from vdm_jax.conditions.text import Text
 
 # In the order in which they enter a network.
 for _condition in (Text(), Label(), References(), ReferencePicture(), Scalars(), Padding(), ConditioningFrames(),
                    LowResolutionVideo(), FirstFramePicture(), ControlMap(), ControlMap1(), ControlMap2(), ControlMap3(),
-                   Edges(), SparseControl(), SparseFrames(), Sound(), ImageTokens(), PooledText(),
+                   Edges(), SparseControl(), SparseFrames(), StrokeMap(), Sound(), ImageTokens(), PooledText(),
                    ImagePromptVectors(), History()):
     register(_condition)

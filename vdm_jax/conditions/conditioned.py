@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 from vdm_jax.conditions.conditioning import Way, conditions_of
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.conditions.reference import Reference
+from vdm_jax.conditions.strokes import DrawnStrokes
 from vdm_jax.conditions.text import TextInput
 
 
@@ -38,6 +39,8 @@ class Conditioned(Protocol):
     reference_net: bool = False  # a second network sees a reference picture, whose features attention layers see
     teacher_forcing: bool = False  # training shows it the clean clip
     conditions: tuple[Input, ...] = ()  # further conditions
+    # How strokes are drawn in training, by a network that completes them to the optical flow; None: it does not
+    flow_strokes: DrawnStrokes | None = None
 
     @property
     def reference_picture(self) -> bool:

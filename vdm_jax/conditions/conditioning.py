@@ -42,6 +42,8 @@ class Conditioning:
     text_mask: Bool[Array, "B G L"] | None = None  # True at real tokens; a row without any is the null caption
     null_embeddings: Float[Array, "B L C"] | None = None  # the null caption, where it is not a row without any
     null_mask: Bool[Array, "B L"] | None = None  # True at real tokens of that
+    # Factors on the attention to the first tokens, of the clip or of each frame (`generation/token_weights.py`)
+    token_weights: Float[Array, "B G L"] | None = None
     labels: Int[Array, " B"] | None = None  # class numbers; -1 is the null class
     low_resolution: Float[Array, "B T H W C"] | None = None  # already at the size of the video, in [-1, 1]
     augmentation: Float[Array, " B"] | None = None  # log-SNR of the noise added to low_resolution
@@ -171,6 +173,7 @@ class SampledVideos:
     shared_noise: bool  # all frames get the same noise
     encode: Encode | None
     picture_noise: Float[Array, "B 1 H W 3"] | None = None  # on the first frame; None: drawn from the keys
+    pixels: Any = None  # the masked video of which that of latents is made, or None
 
     @property
     def shape(self) -> tuple[int, ...]:

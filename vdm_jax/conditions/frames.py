@@ -8,7 +8,7 @@ training showed it such cases (`frame_masks.py`).
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +24,15 @@ from vdm_jax.conditions.conditioning import (
     Stage,
     TrainingClips,
 )
-from vdm_jax.conditions.frame_masks import MaskedVideo, draw_masked_video, mask_of_latents, masked_key_frames
+from vdm_jax.conditions.frame_masks import (
+    MaskedVideo,
+    draw_masked_video,
+    mask_of_latents,
+    masked_first_frame,
+    masked_key_frames,
+)
 from vdm_jax.conditions.sources import VideoSource
-from vdm_jax.configuration import Range, config
+from vdm_jax.configuration import Range, Size, config
 from vdm_jax.diffusion.arrays import noise_from_keys
 from vdm_jax.errors import UserError
 
@@ -75,6 +81,46 @@ class KeyFrames(VideoSource):
             raise UserError(f"Stage {stage.name!r}: video.frames={stage.video.frames} with {self}; permitted: {frames}")
         if not stage.network.conditioning_frames:
             raise UserError(f"Stage {stage.name!r}: network.conditioning_frames=False with {self}; permitted: True")
+
+
+@config
+class CurrentFrame(VideoSource):
+    """The frame that a stage goes on from, the first of its video, which the network takes as known. The user gives it,
+    or a segment before it made it."""
+
+    shown = "current frame"
+    condition = "frames"
+    single_frames = True
+    frames: ClassVar[int] = 1
+
+    of: Size = 2  # frames of the stage's video
+
+    def size(self, video: Any) -> tuple[int, int, int]:
+        """One whole frame."""
+        return 1, video.height, video.width
+
+    def degrade(self, x: Float[Array, "B T H W 3"]) -> Float[Array, "B 1 H W 3"]:
+        """The first frame."""
+        return x[:, :1]
+
+    def stride(self, frames: int) -> int:
+        """All frames."""
+        return frames
+
+    def has_parts(self, frames: int) -> bool:
+        """Never: a part would begin after it."""
+        return False
+
+    def masked_video(self, low: Float[Array, "B 1 H W 3"] | None,
+                     masked_video: MaskedVideo | None) -> MaskedVideo | None:
+        """The frame, where there is one."""
+        return masked_video if low is None else masked_first_frame(low[:, 0], self.of)
+
+    def check(self, stage: Stage) -> None:
+        """Raise `UserError` for a video of another length, and a network that takes no conditioning frames."""
+        if stage.video.frames != self.of or not stage.network.conditioning_frames:
+            raise UserError(f"Stage {stage.name!r}: video.frames={stage.video.frames}, network.conditioning_frames="
+                            f"{stage.network.conditioning_frames} with {self}; permitted: {self.of} and True")
 
 
 class ConditioningFrames(Condition):

@@ -10,10 +10,22 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int
 
-from vdm_jax.conditions.conditioning import Condition, Conditioning, Network, Request, Shapes, Sizes, Stage, nulled
+from vdm_jax.conditions.conditioning import (
+    Condition,
+    Conditioning,
+    Network,
+    Request,
+    SampledVideos,
+    Shapes,
+    Sizes,
+    Stage,
+    nulled,
+)
 from vdm_jax.conditions.vocabulary import PADDING, Vocabulary
 from vdm_jax.configuration import DepthOrZero, Size, WidthOrZero, config
 from vdm_jax.errors import UserError
+
+TOKEN_WEIGHTS = "token_weights"  # of `Conditioning`, and the argument of a generator
 
 
 @config
@@ -131,8 +143,8 @@ class Text(Condition):
 
     name = "text"
     enters = "tokens"
-    parts = ("tokens", "embeddings", "text_mask", "null_embeddings", "null_mask")
-    frame_parts = ("tokens", "embeddings", "text_mask")
+    parts = ("tokens", "embeddings", "text_mask", "null_embeddings", "null_mask", "token_weights")
+    frame_parts = ("tokens", "embeddings", "text_mask", "token_weights")
     fields = ("tokens", "frame_tokens", "embeddings", "text_mask", "null_embeddings", "null_mask", "image_tokens",
               "image_embeddings", "image_text_mask")
     frame_fields = ("frame_tokens",)
@@ -188,12 +200,32 @@ class Text(Condition):
         return found
 
     def arguments(self, network: Network) -> tuple[str, ...]:
-        """Embeddings and masks, where it reads those."""
-        return network.text.arguments
+        """Embeddings and masks, where it reads those, and factors on the attention to tokens."""
+        return (*network.text.arguments, TOKEN_WEIGHTS)
 
     def of_request(self, stage: Stage, request: Request) -> dict[str, Any]:
-        """The captions, or their embeddings."""
-        return stage.network.text.of_request(stage, request)
+        """The captions, or their embeddings, and the factors `[B, 1 or frames, tokens]` where there are any. Raises
+        `UserError` for factors of another shape."""
+        found, weights = stage.network.text.of_request(stage, request), request.get(TOKEN_WEIGHTS)
+        if weights is None:
+            return found
+        shape, frames = np.shape(weights), stage.video.frames
+        fits = len(shape) == 3 and shape[0] == len(request.captions) and shape[1] and (
+            shape[1] == 1 or not shape[1] % frames)
+        if not fits or not np.isfinite(weights).all():
+            raise UserError(f"token_weights of shape {list(shape)} given for stage {stage.name!r}; permitted: finite "
+                            f"numbers [{len(request.captions)}, 1 or {frames}, tokens]", "text.token_weights")
+        every = max(shape[1] // frames, 1)
+        return found | {TOKEN_WEIGHTS: jnp.asarray(weights, jnp.float32)[:, ::every]}
+
+    def in_sampling(self, conditioning: Conditioning, videos: SampledVideos) -> dict[str, Any]:
+        """Nothing. Raises `UserError` for factors of frames where latents are of several."""
+        weights, frames = conditioning.token_weights, videos.shape[1]
+        if weights is not None and weights.shape[1] not in (1, frames):
+            raise UserError(f"token_weights of {weights.shape[1]} frames for stage {videos.stage.name!r}, whose "
+                            "latents are of several frames; permitted: one for the clip, or latents of one frame each",
+                            "text.token_weights")
+        return {}
 
     def request_of(self, network: Network, clips: list[Mapping[str, Any]]) -> dict[str, Any]:
         """The embeddings of the clips, where it reads those."""
@@ -206,8 +238,10 @@ class Text(Condition):
         return conditioning.text_mask is not None
 
     def null(self, conditioning: Conditioning, where: Bool[Array, " B"] | None) -> dict[str, Any]:
-        """The null caption: that which came along, or no token."""
+        """The null caption: that which came along, or no token; factors are 1."""
+        weights = conditioning.token_weights
+        plain = {} if weights is None else {TOKEN_WEIGHTS: nulled(weights, 1, where)}
         if conditioning.null_embeddings is None:
-            return {"text_mask": nulled(conditioning.text_mask, False, where)}
-        return {"embeddings": nulled(conditioning.embeddings, conditioning.null_embeddings[:, None], where),
+            return {"text_mask": nulled(conditioning.text_mask, False, where), **plain}
+        return {**plain, "embeddings": nulled(conditioning.embeddings, conditioning.null_embeddings[:, None], where),
                 "text_mask": nulled(conditioning.text_mask, conditioning.null_mask[:, None], where)}

@@ -165,7 +165,8 @@ class Generator:
           given: values of the stages' conditions, each `[B, ...]`, one per caption, unless it says otherwise:
             `embeddings` `[B, L, C]` with `text_mask` `[B, L]` (all by default) for stages that read text embeddings,
             and `null_embeddings` `[L, C]` with `null_mask` `[L]`, what the encoder makes of the empty text, for those
-            trained with it (`WithEmbeddings.empty`); `labels`, -1 is none; `references`, features by name; `fps`, one
+            trained with it (`WithEmbeddings.empty`); `token_weights` `[B, 1 or frames, L]`, factors on the attention to
+            tokens of captions; `labels`, -1 is none; `references`, features by name; `fps`, one
             number, frames per second of the first stage, others in proportion; `motion`, one number; `picture_noise`,
             the standard deviation of the noise on the picture that videos begin with; and further conditions
             (`UNet.conditions`) by their names.
@@ -238,6 +239,8 @@ class Generator:
         Raises `UserError` as a call does, for lengths that the method cannot make, a stage that was not trained for it,
         and a folder with frames of something else.
         """
+        if given.get("token_weights") is not None:
+            raise UserError("token_weights are given for longer videos; permitted: a clip", "Generator.long")
         method = method.of_cascade(self.experiment.stages)
         stages, guidance = self.experiment.stages[: method.stages], one_guidance(guidance, guidance_scale, guide)
         self.check_trained(stages)

@@ -39,6 +39,7 @@ from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.diffusion.windows import ConditionalDenoiser, following, windowed
 from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.generation.block_sampling import sample_by_blocks
+from vdm_jax.generation.token_weights import weighted_tokens
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.skips import Deep
 from vdm_jax.networks.transformer.levels import is_noisy
@@ -194,7 +195,8 @@ def _estimate(
 
         def network(x: Array, level: Array) -> Array:
             level = level if embedded is None else jnp.interp(level, *embedded)
-            return module.apply({"params": params}, x, level, condition, **options)
+            with weighted_tokens(condition.token_weights):
+                return module.apply({"params": params}, x, level, condition, **options)
 
         return stage.process.denoiser(network)(z, logsnr)
 
@@ -325,12 +327,13 @@ def stage_conditioning(
     for other in (condition for condition in CONDITIONS.values() if not condition.taken(stage.network)):
         text = text.replace(**{name: None for name in other.parts if not isinstance(getattr(text, name), dict)})
     masked_video, frames_apart = masked_pixels(stage, low, masked_video), stage.network.masks_frames
+    pixels = masked_video
     if frames_apart and masked_video is None:
         masked_video = nothing_given(stage, len(keys))
     if stage.latent is not None and masked_video is not None:
         masked_video = encode_masked_video(stage.latent, autoencoder, masked_video, frames_apart)
     videos = SampledVideos(stage, keys, low, masked_video, corrupt, sampling.shared_noise, encoder(stage, autoencoder),
-                           picture_noise)
+                           picture_noise, pixels)
     conditioning = text
     for condition in conditions_of(stage.network):
         conditioning = conditioning.adding(condition.in_sampling(conditioning, videos))

@@ -35,6 +35,8 @@ class Backbone(Conditioned, Protocol):
     skips_are: ClassVar[str] = "skip connections"
     # Whether its module has `precompute(conditioning)`, which makes once per video what depends on no noise
     precomputes: bool = False
+    # Whether its module has `auxiliary_loss(conditioning, train=False) -> [B]`, which is added to the loss of the noise
+    auxiliary: bool = False
     remat_field: ClassVar[str] = "remat"  # the field of the config that says so
 
     def check_stage(self, stage: Any) -> None:

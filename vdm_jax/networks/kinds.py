@@ -9,14 +9,16 @@ import flax.linen as nn
 from vdm_jax.errors import unknown_kind
 from vdm_jax.networks.backbone import Backbone
 from vdm_jax.networks.config import UNet
+from vdm_jax.networks.flow_predictor import FlowPredictor, FlowPredictorModule
 from vdm_jax.networks.latent_network import LatentNetwork, LatentNetworkModule
 from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.networks.transformer.network import Experts, VideoTransformerModule
 from vdm_jax.networks.unet import SpaceTimeUNet
 
-Network = UNet | LatentNetwork | VideoTransformer
+Network = UNet | LatentNetwork | VideoTransformer | FlowPredictor
 MODULES: dict[type[Backbone], Callable[..., nn.Module]] = {
-    UNet: SpaceTimeUNet, LatentNetwork: LatentNetworkModule, VideoTransformer: VideoTransformerModule}
+    UNet: SpaceTimeUNet, LatentNetwork: LatentNetworkModule, VideoTransformer: VideoTransformerModule,
+    FlowPredictor: FlowPredictorModule}
 
 
 def network_module(network: Backbone) -> nn.Module:

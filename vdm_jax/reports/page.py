@@ -33,6 +33,7 @@ _LEFT_OUT = ("step", "time", "seconds_remaining")  # of the curves
 MOST_GRIDS = 12  # steps of a stage whose grids and videos are in the page, the newest among them
 LABELS = {"loss": "training loss", "x_mse": "squared error of the clean video, training",
           "clips_per_second": "speed (clips per second)", "steps_per_second": "speed (steps per second)",
+          "auxiliary_loss": "loss of the network's own, training",
           "gradient_norm": "gradient norm before clipping", "skipped": "skipped steps (gradient not finite)"}
 DIGITS = {"whole": "whole captions", "count": "number of digits", "colour": "colours", "digit": "digits",
           "motion": "motions"}

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from vdm_jax.attention import Full, WithExtraKeys
 from vdm_jax.attention.capability import require
 from vdm_jax.conditions.first_frame import FirstFrame
-from vdm_jax.conditions.frames import KeyFrames
+from vdm_jax.conditions.frames import CurrentFrame, KeyFrames
 from vdm_jax.conditions.inputs import check_uncut
 from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.conditions.scalars import WEIGHT
@@ -51,7 +51,7 @@ class VideoSpec:
         return self.frames, self.height, self.width, 3
 
 
-Source = LowResolution | KeyFrames | FirstFrame
+Source = LowResolution | KeyFrames | FirstFrame | CurrentFrame
 
 
 @config

@@ -56,6 +56,13 @@ def bound_network(
     return bound
 
 
+def auxiliary_loss(stage: Stage, params: Any, drawn: Drawn, *, train: bool) -> Float[Array, " B"]:
+    """What a network that has a loss of its own adds to that of the noise."""
+    return network_module(stage.network).apply(
+        {"params": params}, drawn.conditioning, train=train, method="auxiliary_loss",
+        rngs={"dropout": drawn.dropout_key})
+
+
 def loss_mask(stage: Stage, conditioning: Conditioning) -> Float[Array, "B T ..."] | None:
     """1 where the loss counts, for all conditions of the stage; None: everywhere."""
     mask = None

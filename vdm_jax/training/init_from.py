@@ -13,6 +13,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.autoencoders.kinds import NORMALISATION
 from vdm_jax.networks.config import UNet
+from vdm_jax.networks.flow_predictor import FlowPredictor
 from vdm_jax.networks.kinds import Network
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.networks.latent_unet import LatentUNet
@@ -169,6 +170,8 @@ def planned(network: Network, shapes: Any, source: Network, source_shapes: Any) 
         return plan_inflation(network, shapes, source, source_shapes)
     if isinstance(network, VideoTransformer) and isinstance(source, VideoTransformer):
         return plan_transformer(network, shapes, source, source_shapes, "the network")
+    if isinstance(network, FlowPredictor) and isinstance(source, FlowPredictor):
+        return plan_of_same_layers(shapes, source_shapes, "the network begins as a FlowPredictor")
     if not (isinstance(network, LatentNetwork) and isinstance(source, LatentNetwork)):
         raise UserError(f"a {type(network).__name__} that is to begin as a {type(source).__name__}; permitted: two of "
                         "a kind")
@@ -193,9 +196,14 @@ def plan_transformer(
         if getattr(network, name) != getattr(source, name):
             raise UserError(f"{where} begins as a VideoTransformer of {name}={getattr(source, name)}, and has {name}="
                             f"{getattr(network, name)}; permitted: the same", f"VideoTransformer.{name}")
+    return plan_of_same_layers(shapes, source_shapes, f"{where} begins as a VideoTransformer")
+
+
+def plan_of_same_layers(shapes: Any, source_shapes: Any, what: str) -> Inflation:
+    """How a network begins as another of the same layers, each as itself. Raises `UserError`, beginning with `what`,
+    for others."""
     ours, theirs = ({name: str(list(leaf.shape)) for name, leaf in flatten(tree).items()}
                     for tree in (shapes, source_shapes))
     if text := mismatch(theirs, ours):
-        raise UserError(f"{where} begins as a VideoTransformer of other layers: {text}; permitted: one of the same",
-                        "Training.init_from")
+        raise UserError(f"{what} of other layers: {text}; permitted: one of the same", "Training.init_from")
     return Inflation({f"/{name}": f"/{name}" for name in ours}, (), (), None, 1)

@@ -20,7 +20,7 @@ from vdm_jax.stages.latent import weight_shardings
 from vdm_jax.stages.parameters import network_params, network_shapes
 from vdm_jax.stages.stage import Stage
 from vdm_jax.training.distillation import Roles, distillation_loss, in_roles, two_time_scales, with_target
-from vdm_jax.training.draws import Batch, bound_network, draw, loss_mask
+from vdm_jax.training.draws import Batch, auxiliary_loss, bound_network, draw, loss_mask
 from vdm_jax.training.state import TrainState, abstract_state, advanced, make_optimizer, rate_of_update
 from vdm_jax.training.trainable import merged, split
 
@@ -41,7 +41,11 @@ def stage_loss(
         return distillation_loss(stage, params, drawn, roles)
     losses, aux = stage.process.loss(bound_network(stage, params, drawn, train=train), drawn.x, None,
                                      mask=loss_mask(stage, drawn.conditioning), logsnr=drawn.logsnr, noise=drawn.noise)
-    return losses.mean(), {"x_mse": aux["x_mse"].mean()}
+    loss, logged = losses.mean(), {"x_mse": aux["x_mse"].mean()}
+    if stage.network.auxiliary:
+        own = auxiliary_loss(stage, params, drawn, train=train).mean()
+        loss, logged = loss + own, {**logged, "auxiliary_loss": own}
+    return loss, logged
 
 
 def gradients(

@@ -104,8 +104,8 @@ def read_strokes(path: Path) -> Strokes:
         {"width": 64, "height": 64, "frames": 16,
          "strokes": [{"points": [[10, 32], [50, 32]], "first": 0, "last": 15}]}
 
-    `points` are (x, y) in pixels; the path through them is gone at one speed from frame `first` (0 by default) to
-    `last` (the last one by default). Raises `UserError` naming the file and what in it does not fit.
+    `points` are (x, y) in pixels, within the picture; the path through them is gone at one speed from frame `first` (0
+    by default) to `last` (the last one by default). Raises `UserError` naming the file and what in it does not fit.
     """
     try:
         data = read_json(path)
@@ -119,11 +119,12 @@ def read_strokes(path: Path) -> Strokes:
         raise UserError(f"{path}: {error}", "strokes") from error
     if not isinstance(data["strokes"], list):
         raise UserError(f"{path}: strokes={data['strokes']!r}; permitted: a list", "strokes")
-    strokes = tuple(_stroke(path, place, entry, data["frames"]) for place, entry in enumerate(data["strokes"]))
+    sides = data["width"], data["height"]
+    strokes = tuple(_stroke(path, place, entry, data["frames"], sides) for place, entry in enumerate(data["strokes"]))
     return Strokes(data["frames"], data["height"], data["width"], strokes)
 
 
-def _stroke(path: Path, place: int, entry: Any, frames: int) -> Stroke:
+def _stroke(path: Path, place: int, entry: Any, frames: int, sides: tuple[int, int]) -> Stroke:
     _check_keys(path, entry, _OF_STROKES, ("points",))
     first, last = entry.get("first", 0), entry.get("last", frames - 1)
     if type(first) is not int or type(last) is not int or not 0 <= first < last < frames:
@@ -136,6 +137,10 @@ def _stroke(path: Path, place: int, entry: Any, frames: int) -> Stroke:
     if points.ndim != 2 or points.shape[1] != 2 or len(points) < 2 or not np.abs(points).max() < 2**16:
         raise UserError(f"{path}: strokes[{place}] has points that are not two or more [x, y]; permitted: pixels",
                         "strokes")
+    outside = ((points < 0) | (points > sides)).any(axis=1)
+    if outside.any():
+        raise UserError(f"{path}: strokes[{place}] has the point {points[outside][0].tolist()} outside of the picture; "
+                        f"permitted: x in [0, {sides[0]}] and y in [0, {sides[1]}]", "strokes")
     return Stroke(first, cut_evenly(points, last - first))
 
 

@@ -29,7 +29,7 @@ from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.attention_maps import in_main_network
 from vdm_jax.generation.editing.ddim_inversion import DDIMInversion, held_of
 from vdm_jax.generation.editing.parts import EditParts
-from vdm_jax.generation.editing.words import WordEdits, words_of
+from vdm_jax.generation.editing.words import WordEdits, Words, words_of
 from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.blocks.attention import Attention
 from vdm_jax.stages.options import Sampling
@@ -89,18 +89,7 @@ class PromptToPrompt(DDIMInversion):
                 raise UserError(f"captions {source!r} and {caption!r} have words of {list(own.counts)} and "
                                 f"{list(words.counts)} tokens; permitted: as many words of as many tokens each, or "
                                 "cross_replace=0", "PromptToPrompt.captions")
-            scales = np.ones(1 + max((place for some in words.places for place in some), default=0))
-            for each in self.weights:
-                if each.word.lower() not in words.words:
-                    raise UserError(f"weight of {each.word!r}, which is no word of {caption!r}; permitted: "
-                                    f"{', '.join(words.words)}", "PromptToPrompt.weights")
-                for word, places in zip(words.words, words.places, strict=True):
-                    if word == each.word.lower() and not places:
-                        raise UserError(f"weight of {each.word!r}, which is cut off {caption!r}, of which the network "
-                                        f"reads {sum(words.counts)} tokens; permitted: words before that, or a shorter "
-                                        "caption", "PromptToPrompt.weights")
-                    if word == each.word.lower():
-                        scales[list(places)] = each.weight
+            scales = token_factors(words, caption, self.weights)
             found.add(tuple(np.trim_zeros(scales - 1, "b") + 1))  # further tokens have weight 1
         if len(found) > 1:
             raise UserError("weights of words at different places of several captions; permitted: one caption, or "
@@ -146,6 +135,24 @@ class PromptToPrompt(DDIMInversion):
         denoise, keys = parts.pair
         both = sampled_from(jnp.repeat(z, 2, axis=0), parts.sampler, denoise, keys, steps, process)
         return both[1::2]
+
+
+def token_factors(words: Words, caption: str, weights: Sequence[WordWeight]) -> Float[np.ndarray, " L"]:
+    """Factors on the first tokens of a caption, by the weights of its words. Raises `UserError` for a word that is not
+    there or cut off."""
+    scales = np.ones(1 + max((place for some in words.places for place in some), default=0))
+    for each in weights:
+        if each.word.lower() not in words.words:
+            raise UserError(f"weight of {each.word!r}, which is no word of {caption!r}; permitted: "
+                            f"{', '.join(words.words)}", "PromptToPrompt.weights")
+        for word, places in zip(words.words, words.places, strict=True):
+            if word == each.word.lower() and not places:
+                raise UserError(f"weight of {each.word!r}, which is cut off {caption!r}, of which the network reads "
+                                f"{sum(words.counts)} tokens; permitted: words before that, or a shorter caption",
+                                "PromptToPrompt.weights")
+            if word == each.word.lower():
+                scales[list(places)] = each.weight
+    return scales
 
 
 def steps_replaced(made: int, share: float) -> int:
