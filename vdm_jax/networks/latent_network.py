@@ -143,6 +143,11 @@ class LatentNetwork(Backbone):
         return self.unet.dtype
 
     @property
+    def extrapolates(self) -> bool:
+        """Whether temporal attention sees a window of frames (Make-Your-Video: Xing et al. 2023, arXiv 2306.00943)."""
+        return self.unet.video and not self.unet.mix_frames and self.unet.temporal_pattern.bounded_frames()
+
+    @property
     def skips(self) -> int:
         """Skip connections."""
         return len(self.unet.widths) * (self.unet.blocks + 1)

@@ -18,7 +18,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.attention import AttentionPattern, SparseCausal, Spatial, Temporal, WithExtraKeys
+from vdm_jax.attention import AttentionPattern, SparseCausal, Spatial, Temporal, TemporalCausal, WithExtraKeys
 from vdm_jax.attention.capability import require
 from vdm_jax.configuration import Count, Depth, Positive, Size, SizeOrZero, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
@@ -141,7 +141,8 @@ class LatentUNet:
                             "and WithExtraKeys in spatial_pattern")
         for pattern in (self.spatial_pattern, self.temporal_pattern):
             context = "none" if pattern.layout == "frames" else self.attention_context
-            relative = bool(self.max_relative_position) and pattern is self.temporal_pattern
+            furthest = self.temporal_conv.max_relative_position if self.temporal_conv else self.max_relative_position
+            relative = bool(furthest) and pattern is self.temporal_pattern
             require(pattern, self.attention_kernel, context, extra_keys=isinstance(pattern, WithExtraKeys),
                     bias=relative, offset_values=relative)
 
@@ -176,6 +177,10 @@ LATENT_UNET_UPSCALER = LatentUNet(
 LATENT_UNET_SVD = dataclasses.replace(LATENT_UNET_SD2, in_channels=8, scalars=3, temporal=True,
                                       epsilons=(1e-6, 1e-5, 1e-5, 1e-6))
 LATENT_UNET_MODELSCOPE = dataclasses.replace(LATENT_UNET_SD2, temporal_conv=TemporalConv())
+# Make-Your-Video (Xing et al. 2023, arXiv 2306.00943), which sees a depth map as a fifth channel
+LATENT_UNET_MAKE_YOUR_VIDEO = dataclasses.replace(
+    LATENT_UNET_SD2_DEPTH, temporal_conv=TemporalConv(spatial=True, stem=False, max_relative_position=16),
+    temporal_pattern=TemporalCausal(window=16))
 # Video LDM (Blattmann et al. 2023, arXiv 2304.08818): the temporal layers of its published sizes (656M; 649M on 1.x)
 # are those of Stable Video Diffusion. Its prediction and interpolation networks see conditioning frames; that of
 # interpolation, of 1,509M, has the sizes of 1.x. A class tells it which of the two rates to make.
@@ -394,7 +399,8 @@ def _residual(spec: LatentUNet, x: Array, block_inputs: BlockInputs, name: str, 
 def _motion(spec: LatentUNet, x: Array, block_inputs: BlockInputs, name: str, i: int) -> Array:
     if spec.motion:
         return motion_module(spec.motion, sizes_of(spec), x.shape[-1], name)(x)
-    return sizes_of(spec).temporal_transformer(spec.heads[i], x.shape[-1], name)(x)
+    furthest = spec.temporal_conv.max_relative_position
+    return sizes_of(spec).temporal_transformer(spec.heads[i], x.shape[-1], name, furthest)(x)
 
 
 def controlled(spec: LatentUNet, x: Array, control: Control | None, number: int) -> Array:

@@ -19,7 +19,12 @@ from vdm_jax.networks.blocks.attention import Attention, Tokens
 from vdm_jax.networks.blocks.feed_forward import FeedForward
 from vdm_jax.networks.blocks.residual import ResidualBlock
 from vdm_jax.networks.blocks.sinusoids import sinusoids
-from vdm_jax.networks.blocks.temporal import LowRankTemporalConvolution, Mix, TemporalTransformer
+from vdm_jax.networks.blocks.temporal import (
+    LowRankTemporalConvolution,
+    Mix,
+    TemporalTransformer,
+    relative_positions,
+)
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu, zeros
 
 TOKEN_EPSILON = 1e-6  # of the norm before a transformer
@@ -79,19 +84,20 @@ class Sizes(NamedTuple):
                          dtype=self.dtype, sharded_axis=self.sharded_axis, name=name, **options)
 
     def relative(self) -> dict[str, Any]:
-        """Options of temporal attention whose keys and values have learned vectors of the offset added (Shaw et al.
-        2018, arXiv 1803.02155); further offsets share the last one's."""
-        return {"position": "shaw_key_value", "position_names": ("offset_keys", "offset_values"),
-                "max_offset": self.max_relative_position, "out_init": zeros}
+        """Options of temporal attention with relative positions, which starts at zero."""
+        return {**relative_positions(self.max_relative_position), "out_init": zeros}
 
     def feed_forward(self, name: str) -> FeedForward:
         """`out(value * gelu(gate))` with four times the channels inside, and the exact GELU."""
         return FeedForward(activation="gelu", gate="joint", dtype=self.dtype, name=name)
 
-    def temporal_transformer(self, heads: int, channels: int, name: str) -> TemporalTransformer:
+    def temporal_transformer(
+        self, heads: int, channels: int, name: str, max_relative_position: int = 0
+    ) -> TemporalTransformer:
         """Two temporal self-attentions and a feed-forward."""
-        return TemporalTransformer(heads, channels // heads, self.groups, self.temporal_pattern, kernel=self.kernel,
-                                   context=self.context, dtype=self.dtype, sharded_axis=self.sharded_axis, name=name)
+        return TemporalTransformer(
+            heads, channels // heads, self.groups, self.temporal_pattern, max_relative_position=max_relative_position,
+            kernel=self.kernel, context=self.context, dtype=self.dtype, sharded_axis=self.sharded_axis, name=name)
 
 
 def residual_norm(norm_over: str) -> str:
