@@ -7,6 +7,7 @@ Diffusion (Blattmann et al. 2023, arXiv 2311.15127). In both mixes a learned sha
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -25,6 +26,7 @@ from vdm_jax.networks.blocks.temporal import (
     TemporalTransformer,
     relative_positions,
 )
+from vdm_jax.networks.directed import AdaptedConvolution, Directed
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu, zeros
 
 TOKEN_EPSILON = 1e-6  # of the norm before a transformer
@@ -77,6 +79,7 @@ class Sizes(NamedTuple):
     sharded_axis: str = "frames"  # what of the video the mesh splits, if it does
     temporal_attention: bool = False  # after the feed-forward of spatial transformers
     temporal_rank: int = 0  # of a low-rank temporal convolution after that; 0: none
+    directed: Directed | None = None  # next to or after spatial attention, with adaptors
 
     def attention(self, heads: int, pattern: AttentionPattern | None, name: str, **options: Any) -> Attention:
         """Attention by separate projections, as released weights have them; without a pattern, to the text tokens."""
@@ -130,7 +133,9 @@ class LatentBlock(nn.Module):
         sizes = self.sizes
         options = {"groups": sizes.groups, "epsilon": self.epsilon, "dtype": sizes.dtype,
                    "sharded_axis": sizes.sharded_axis}
-        residual = ResidualBlock(self.features, over=residual_norm(sizes.norm_over),
+        adapted = None if sizes.directed is None else partial(
+            AdaptedConvolution, frames=sizes.directed.frames, sharded_axis=sizes.sharded_axis)
+        residual = ResidualBlock(self.features, over=residual_norm(sizes.norm_over), convolutions=adapted,
                                  scale_shift_norm=sizes.scale_shift_norm, **options, name="residual")
         x = residual(x, block_inputs.embedding)
         if not sizes.temporal:
@@ -151,7 +156,8 @@ class TokenBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward; over frames, a feed-forward before them too. With
     `Sizes.max_relative_position`, a temporal attention after each spatial attention (LVDM), with
     `Sizes.temporal_attention` one after the feed-forward (Tune-A-Video), with `Sizes.temporal_rank` a temporal
-    convolution after that (Follow Your Pose); all start as the identity."""
+    convolution after that (Follow Your Pose), with `Sizes.directed` a temporal attention next to or after the spatial
+    one (MagicVideo); all start as the identity."""
 
     heads: int
     sizes: Sizes
@@ -176,12 +182,20 @@ class TokenBlock(nn.Module):
             attention = sizes.attention(self.heads, sizes.temporal_pattern, name, **sizes.relative())
             return x + attention(norm(name)(x))
 
+        def directed(here: Array, x: Array) -> Array:
+            if sizes.directed is None:
+                return x
+            attention = sizes.attention(self.heads, sizes.temporal_pattern, "temporal_attention", out_init=zeros,
+                                        masked_after=sizes.directed.mask == "after")
+            return x + attention(here if sizes.directed.parallel else norm("temporal_attention")(x))
+
         if self.over_time:
             x = x + sizes.feed_forward("feed_forward_0")(norm("in")(x))
         pattern = sizes.temporal_pattern if self.over_time else sizes.spatial_pattern
         first = sizes.attention(self.heads, None if self.only_cross_attention else pattern, "self_attention")
         seen = (tokens, None) if self.only_cross_attention else outside_of(references, reference_seen)
-        x = over_frames(0, x + first(norm("attention")(x), None, seen))
+        here = norm("attention")(x)
+        x = over_frames(0, directed(here, x + first(here, None, seen)))
         to_tokens = sizes.attention(self.heads, None, "cross_attention")
         decoupled = {} if image is None else {"image": (image.tokens, None), "image_scale": image.scale}
         x = over_frames(1, x + to_tokens(norm("context")(x), None, (tokens, None), **decoupled))

@@ -27,7 +27,7 @@ from vdm_jax.weights.inflation import STEM, Inflation
 SAME = ("heads", "only_cross_attention", "use_linear_projection", "groups", "classes", "scale_shift_norm")
 _OVER_FRAMES = (r"/temporal_residual/|/time/|/mix/|/places_(in|out)/|/\w+_(frames|motion)/|/known(_\d+)?/"
                 r"|/(norm_)?time_attention_\d+/|/(norm_)?temporal_attention/"
-                r"|/temporal_convolution/")
+                r"|/temporal_convolution/|/frame_(scale|shift)")
 # The last layers of these: what they add is zero at first.
 _LAST = (r"/temporal_residual/conv_out/|/time/\w+/out/|/places_out/|/\w+_motion/out/|/known/"
          r"|/time_attention_\d+/out/|/temporal_attention/out/|/temporal_convolution/up/")
