@@ -74,7 +74,8 @@ def pytest_addoption(parser):
 LONGEST = (
     "multiprocess/test_training.py", "training/test_loop.py", "commands/test_train.py", "training/test_distillation.py",
     "parallel/test_table.py", "parallel/test_equality.py", "experiments/test_control_digits.py",
-    "test_animate_anyone.py", "test_dream_pose.py", "test_follow_your_pose.py", "test_mcdiff.py",
+    "test_animate_anyone.py", "test_dream_pose.py", "test_follow_your_pose.py", "test_make_your_video.py",
+    "test_magic_video.py", "test_mcdiff.py",
     "commands/test_evaluate_metrics.py", "commands/test_sample.py", "training/test_step.py",
     "commands/test_released.py",
     "generation/editing/test_rerender.py", "generation/editing/test_control_video.py", "pipelines/test_pipelines.py",

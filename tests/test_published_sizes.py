@@ -57,10 +57,12 @@ PUBLISHED = {
     ("follow_your_pose/videos", "base"): (909_120_004 + 77_369_280 + 960 * 12_480, 0.0),
 }
 
-# Numbers of parameters of released weights (of released configs for LVDM), which ours have to have exactly.
+# Numbers of parameters of released weights (of released configs for LVDM and Make-Your-Video), which ours have to have
+# exactly.
 EXACT = {
     ("stable_diffusion/v1", "base"): 859_520_964, ("stable_diffusion/v2", "base"): 865_910_724,
     ("svd/image_to_video_14", "base"): 1_524_623_082, ("svd/image_to_video_25", "base"): 1_524_623_082,
+    ("make_your_video/images", "base"): 865_913_604, ("make_your_video/videos", "base"): 1_605_838_852,
     ("modelscope/text_to_video", "base"): 1_411_233_860, ("animatediff/v2", "base"): 1_312_730_244,
     ("lvdm/sky", "base"): 548_904_580, ("lvdm/sky_prediction", "base"): 549_163_908,
     ("lvdm/sky_interpolation", "base"): 549_181_060, ("lvdm/text", "base"): 958_924_964,

@@ -53,6 +53,9 @@ class Movable(Clips):
     def clip(self, index, rng):
         return self[index] | {"label": int(rng.integers(9))}
 
+    def clip_at(self, index, rng, fps, frames):
+        return self[index] | {"fps": fps}
+
 
 def test_what_is_looked_up_is_what_was_written(texts):
     found = TextEmbeddings(texts)
@@ -129,12 +132,15 @@ def test_clips_are_joined_by_caption(texts, caplog):
     assert not source[3]["text_mask"].any()
     moved = source.clip(0, np.random.default_rng(0))
     assert moved["text_mask"].sum() == 2 and "label" in moved
+    at_rate = source.clip_at(1, np.random.default_rng(0), 4.0, 2)
+    assert at_rate["fps"] == 4.0 and at_rate["text_mask"].sum() == 1
     still = source.frame(2, np.random.default_rng(0))
     assert still["video"].shape == (1, 4, 4, 3) and still["text_mask"].all()
     assert list(source.captions()) == [*TEXTS, ""] and source.skipped == {}
     copy = pickle.loads(pickle.dumps(source))
     np.testing.assert_array_equal(copy[0]["embeddings"], source[0]["embeddings"])
     assert not hasattr(WithEmbeddingsSource(source.spec, Clips()), "clip")
+    assert not hasattr(WithEmbeddingsSource(source.spec, Clips()), "clip_at")
     with refused("embeddings.TextEmbeddings._lacks", "1", "2", "'unknown'"):
         WithEmbeddingsSource(source.spec, Clips(("unknown", "grün")))
     with refused("WithEmbeddings.length", "=0"):

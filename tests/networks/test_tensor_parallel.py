@@ -53,6 +53,7 @@ OPEN_LAYERS = {
     "down_0_0_transformer": (TokenTransformer(4, SIZES._replace(temporal=False)), (GIVEN,), 3),
     "middle_transformer": (TokenTransformer(4, SIZES), (GIVEN,), 7),
     "down_0_0_frames": (TemporalConvolutions(4, groups=4), (), 2),
+    "down_0_1_frames": (TemporalConvolutions(5, spatial=True, replicate=True, groups=4), (), 3),  # the last one alone
     "middle_motion": (TemporalTransformer(4, 4, 4, kernel="xla"), (), 3),
 }
 

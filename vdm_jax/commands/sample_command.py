@@ -126,8 +126,9 @@ class Sample:
     method: Literal["network", "reconstruction", "replacement", "noise_levels"] | None = None
     embeddings: Path | None = None  # for runs that read text embeddings: a folder made by write_embeddings
     encoder: Path | None = None  # for the same runs: folder of the text encoder; by default the one that the run names
-    num_frames: Size | None = None  # of a released model's videos; the authors' by default
-    height: Size | None = None  # pixels, likewise
+    # Of a released model's videos, the authors' by default; of a run whose temporal attention sees a window of frames
+    num_frames: Size | None = None
+    height: Size | None = None  # pixels, of a released model's videos
     width: Size | None = None  # pixels, likewise
     style: str | None = None  # run of an image network whose style the first stage takes on
     style_weight: Share | None = None  # with --style: share of its weights, 0 to 1; 0.7 by default

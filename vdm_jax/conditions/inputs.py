@@ -52,6 +52,8 @@ class Input:
     # last frame its own (DreamPose: Karras et al. 2023, arXiv 2304.06025: 5)
     window: Size = 1
     channels: Width | None = None  # of a map that enter so, the first ones; None: all
+    # Maps that enter as channels do so in [-1, 1] (depth in Stable Diffusion 2 and Make-Your-Video), not in [0, 1]
+    signed: bool = False
 
     def __post_init__(self):
         found = [name for name, condition in CONDITIONS.items() if isinstance(condition, InputCondition)]
@@ -64,6 +66,8 @@ class Input:
                             f"{', '.join(permitted)}, None")
         if self.optional and self.way != "residuals":
             raise UserError(f"Input.optional=True of {self.name!r}, which enters as {self.way}; permitted: residuals")
+        if self.signed and self.way != "channels":
+            raise UserError(f"Input.signed=True of {self.name!r}, which enters as {self.way}; permitted: channels")
         if (self.window > 1 or self.channels) and (self.way != "channels" or not self.window % 2
                                                    or (self.channels or 0) > self.width):
             raise UserError(f"Input.window={self.window} with channels={self.channels} of {self.name!r} of width="
@@ -88,6 +92,7 @@ class Input:
     def around(self, maps: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C2"]:
         """Its maps as they enter along the channels."""
         maps, frames = maps[..., : self.channels], np.arange(maps.shape[1])
+        maps = 2 * maps - 1 if self.signed else maps
         parts = []
         for offset in range(-(self.window // 2), self.window // 2 + 1):
             place = frames + offset
@@ -274,7 +279,7 @@ def check_conditions(
     option of a `LatentNetwork` where a network is none (`latent`)."""
     names = [entry.name for entry in conditions]
     for entry in conditions:
-        for name, usual in (("optional", False), ("window", 1), ("channels", None)):
+        for name, usual in (("optional", False), ("window", 1), ("channels", None), ("signed", False)):
             if getattr(entry, name) != usual and not latent:
                 raise UserError(f"{kind}.conditions={names}: {entry.name!r} has {name}={getattr(entry, name)}; "
                                 f"permitted: {usual}, or a LatentNetwork", f"Input.{name}")

@@ -78,5 +78,5 @@ def own_scalars(stage: Stage, count: int) -> dict[str, Array]:
     """Scalars `[B]` of `count` videos of which nothing else is said: the stage's frames per second and weight of the
     guidance, and the network's motion bucket."""
     values = {"fps": stage.video.fps, WEIGHT: stage.sampling.guidance, **stage.network.scalar_defaults}
-    return {name: jnp.full((count,), values[name]) for name in stage.network.scalars
+    return {name: jnp.full((count,), values[name], jnp.float32) for name in stage.network.scalars
             if values.get(name) is not None}

@@ -340,6 +340,12 @@ class WithEmbeddingsSource:
         clip = self.source.clip
         return lambda index, rng: self._joined(clip(index, rng))
 
+    @property
+    def clip_at(self) -> Callable[[int, np.random.Generator, float, int], dict[str, Any]]:
+        """The source's `clip_at`, likewise."""
+        clip_at = self.source.clip_at
+        return lambda *arguments: self._joined(clip_at(*arguments))
+
     def exact(self, index: int) -> dict[str, Any]:
         """Clip `index`, and no other in its place: raises `UserError` where it does not decode."""
         return self._joined(getattr(self.source, "exact", self.source.__getitem__)(index))

@@ -29,6 +29,8 @@ class Backbone(Conditioned, Protocol):
     dtype: str  # of the computation; parameters stay float32
     remat: str = "none"  # what the backward pass recomputes; `remat.py`
     block_frames: int | None = None  # of a block that sees no later ones, which it can make with keys that are kept
+    # Whether temporal attention sees a window of frames, so that it makes clips of more frames than it is trained on
+    extrapolates: bool = False
     # Skip connections, from the outermost on, or blocks one after the other (`skips_are`): its module takes `deep`,
     # where the features inside one, or what the blocks from one on add, come from
     skips: int = 0

@@ -14,6 +14,15 @@ from vdm_jax.networks.pose_guider import PoseGuider
 from vdm_jax.networks.sparse_control import SparseControlNet
 
 
+def check_adaptors(spec: Any, stage: Any) -> None:
+    """Raise `UserError` for a stage of other clips than those whose frames have a scale and a shift each."""
+    directed, frames = spec.unet.directed, stage.training.frames or stage.shape[0]
+    if directed is not None and {frames, stage.shape[0]} != {directed.frames}:
+        raise UserError(f"Stage {stage.name!r}: {stage.shape[0]} frames, {frames} in training, for "
+                        f"network.unet.directed.frames={directed.frames}; permitted: {directed.frames}",
+                        "Directed.frames")
+
+
 def check_branches(spec: Any) -> None:
     """Raise `UserError` for tokens that nothing attends to, and ControlNets of other sizes than the U-Net or for
     other conditions than there are."""

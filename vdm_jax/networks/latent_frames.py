@@ -1,14 +1,15 @@
 """Temporal layers that follow those within frames, in open latent video models: a stack of convolutions and a
 transformer.
 
-ModelScope (Wang et al. 2023, arXiv 2308.06571) has both, AnimateDiff (Guo et al. 2023, arXiv 2307.04725) has the
-transformer alone, with a code of the frame's number, as a motion module that joins any image network of its sizes.
-Both end in a projection that starts at zero: a network then begins as its image network, frame by frame.
+ModelScope (Wang et al. 2023, arXiv 2308.06571) and Make-Your-Video (Xing et al. 2023, arXiv 2306.00943) have both,
+AnimateDiff (Guo et al. 2023, arXiv 2307.04725) has the transformer alone, with a code of the frame's number, as a
+motion module that joins any image network of its sizes. Both end in a projection that starts at zero: a network then
+begins as its image network, frame by frame.
 """
 
 from __future__ import annotations
 
-from vdm_jax.configuration import Count, ShareBelowOne, Size, config
+from vdm_jax.configuration import Count, ShareBelowOne, Size, SizeOrZero, config
 from vdm_jax.networks.blocks.temporal import TemporalConvolutions, TemporalTransformer
 from vdm_jax.networks.latent_unet_blocks import Sizes
 
@@ -18,9 +19,19 @@ FIRST_HEADS = 8  # of ModelScope's transformer after the first convolution, whos
 @config
 class TemporalConv:
     """ModelScope: four temporal convolutions after each residual block, two temporal self-attentions after each
-    transformer, and such a transformer after the first convolution."""
+    transformer, and such a transformer after the first convolution. The options are those of Make-Your-Video."""
 
     dropout: ShareBelowOne = 0.1  # probability, in training, before all but the first of the convolutions
+    # Five convolutions, the second over the pixels of a frame, and frames beyond the ends are the first and last one
+    spatial: bool = False
+    stem: bool = True  # the transformer after the first convolution
+    # Furthest offset that the attentions distinguish, by learned vectors on keys and values; 0: none
+    max_relative_position: SizeOrZero = 0
+
+    @property
+    def layers(self) -> int:
+        """Convolutions after each residual block."""
+        return 5 if self.spatial else 4
 
 
 @config
@@ -40,9 +51,11 @@ MOTION_V3 = Motion(middle=False)
 
 
 def frame_convolutions(temporal_conv: TemporalConv, sizes: Sizes, name: str | None = None) -> TemporalConvolutions:
-    """Norm over the clip, SiLU and convolution over three frames, four times."""
-    return TemporalConvolutions(4, dropout=temporal_conv.dropout, groups=sizes.groups, dtype=sizes.dtype,
-                                sharded_axis=sizes.sharded_axis, name=name)
+    """Norm over the clip, SiLU and convolution over three frames, or once over pixels, several times."""
+    return TemporalConvolutions(
+        temporal_conv.layers, spatial=temporal_conv.spatial, replicate=temporal_conv.spatial,
+        dropout=temporal_conv.dropout, groups=sizes.groups, dtype=sizes.dtype, sharded_axis=sizes.sharded_axis,
+        name=name)
 
 
 def motion_module(motion: Motion, sizes: Sizes, channels: int, name: str | None = None) -> TemporalTransformer:

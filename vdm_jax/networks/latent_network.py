@@ -38,7 +38,7 @@ from vdm_jax.networks.backbone import Backbone
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
 from vdm_jax.networks.image_prompt import ImageProjection, ImageProjectionNetwork
-from vdm_jax.networks.latent_checks import check_branches, check_frames
+from vdm_jax.networks.latent_checks import check_adaptors, check_branches, check_frames
 from vdm_jax.networks.latent_unet import LatentUNet, image_unet, reference_net_of
 from vdm_jax.networks.latent_unet_blocks import Control, ImagePrompt
 from vdm_jax.networks.latent_unet_network import LatentUNetNetwork, reference_tokens
@@ -143,6 +143,12 @@ class LatentNetwork(Backbone):
         return self.unet.dtype
 
     @property
+    def extrapolates(self) -> bool:
+        """Whether temporal attention sees a window of frames (Make-Your-Video: Xing et al. 2023, arXiv 2306.00943)."""
+        fixed = self.unet.mix_frames or self.unet.directed  # parameters of each frame
+        return self.unet.video and not fixed and self.unet.temporal_pattern.bounded_frames()
+
+    @property
     def skips(self) -> int:
         """Skip connections."""
         return len(self.unet.widths) * (self.unet.blocks + 1)
@@ -201,6 +207,7 @@ class LatentNetwork(Backbone):
 
     def check_stage(self, stage: Any) -> None:
         """Raise `UserError` where the U-Net has other input channels than what is stacked for it."""
+        check_adaptors(self, stage)
         latent, channels = stage.latent, self.out_channels
         low = (3 if latent is None or latent.low_resolution == "pixels" else channels) * self.low_resolution
         wanted = channels + low + channels * self.first_frame + self.in_place

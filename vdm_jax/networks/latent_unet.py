@@ -18,12 +18,14 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from vdm_jax.attention import AttentionPattern, SparseCausal, Spatial, Temporal, WithExtraKeys
+from vdm_jax.attention import AttentionPattern, SparseCausal, Spatial, Temporal, TemporalCausal, WithExtraKeys
+from vdm_jax.attention.after_softmax import check_masked_after
 from vdm_jax.attention.capability import require
 from vdm_jax.configuration import Count, Depth, Positive, Size, SizeOrZero, Width, WidthOrZero, config
 from vdm_jax.errors import UserError
 from vdm_jax.networks.autoencoders.blocks import Double
 from vdm_jax.networks.blocks.sinusoids import sinusoids
+from vdm_jax.networks.directed import Directed
 from vdm_jax.networks.latent_frames import (
     MOTION_V1,
     MOTION_V2,
@@ -78,6 +80,7 @@ class LatentUNet:
     temporal_attention: bool = False
     # Channels inside a temporal convolution after that (Follow Your Pose: Ma et al. 2023, arXiv 2304.01186); 0: none
     temporal_rank: WidthOrZero = 0
+    directed: Directed | None = None  # temporal attention with spatial attention, and adaptors of frames
     mix_frames: SizeOrZero = 0  # that have a learned share each, with `temporal`; 0: all frames have the same
     # Of conditioning frames and their mask, which the temporal layers see, with `temporal`
     conditioning_channels: WidthOrZero = 0
@@ -99,7 +102,7 @@ class LatentUNet:
     def video(self) -> bool:
         """Whether there are temporal layers."""
         return bool(self.temporal or self.temporal_conv or self.motion or self.max_relative_position
-                    or self.temporal_attention)
+                    or self.temporal_attention or self.directed)
 
     def __post_init__(self):
         levels = len(self.widths)
@@ -115,7 +118,8 @@ class LatentUNet:
                 raise UserError(f"LatentUNet.widths={self.widths} with {self.motion}; permitted: multiples of its "
                                 "heads and groups")
         kinds = {name: getattr(self, name) for name in
-                 ("temporal", "temporal_conv", "motion", "max_relative_position", "temporal_attention")}
+                 ("temporal", "temporal_conv", "motion", "max_relative_position", "temporal_attention",
+                  "directed")}
         if sum(map(bool, kinds.values())) > 1:
             raise UserError(f"LatentUNet: {', '.join(f'{name}={value}' for name, value in kinds.items())}; permitted: "
                             "one kind of temporal layers")
@@ -141,9 +145,12 @@ class LatentUNet:
                             "and WithExtraKeys in spatial_pattern")
         for pattern in (self.spatial_pattern, self.temporal_pattern):
             context = "none" if pattern.layout == "frames" else self.attention_context
-            relative = bool(self.max_relative_position) and pattern is self.temporal_pattern
+            furthest = self.temporal_conv.max_relative_position if self.temporal_conv else self.max_relative_position
+            relative = bool(furthest) and pattern is self.temporal_pattern
             require(pattern, self.attention_kernel, context, extra_keys=isinstance(pattern, WithExtraKeys),
                     bias=relative, offset_values=relative)
+        if self.directed and self.directed.mask == "after":
+            check_masked_after(self.temporal_pattern, self.attention_kernel, self.attention_context)
 
     @property
     def transformers(self) -> dict[str, int]:
@@ -176,6 +183,10 @@ LATENT_UNET_UPSCALER = LatentUNet(
 LATENT_UNET_SVD = dataclasses.replace(LATENT_UNET_SD2, in_channels=8, scalars=3, temporal=True,
                                       epsilons=(1e-6, 1e-5, 1e-5, 1e-6))
 LATENT_UNET_MODELSCOPE = dataclasses.replace(LATENT_UNET_SD2, temporal_conv=TemporalConv())
+# Make-Your-Video (Xing et al. 2023, arXiv 2306.00943), which sees a depth map as a fifth channel
+LATENT_UNET_MAKE_YOUR_VIDEO = dataclasses.replace(
+    LATENT_UNET_SD2_DEPTH, temporal_conv=TemporalConv(spatial=True, stem=False, max_relative_position=16),
+    temporal_pattern=TemporalCausal(window=16))
 # Video LDM (Blattmann et al. 2023, arXiv 2304.08818): the temporal layers of its published sizes (656M; 649M on 1.x)
 # are those of Stable Video Diffusion. Its prediction and interpolation networks see conditioning frames; that of
 # interpolation, of 1,509M, has the sizes of 1.x. A class tells it which of the two rates to make.
@@ -198,6 +209,9 @@ LATENT_UNET_TUNE_A_VIDEO = dataclasses.replace(
     spatial_pattern=SparseCausal(first=True, previous=True, own=False))
 # Follow Your Pose (Ma et al. 2023, arXiv 2304.01186): the same with low-rank temporal convolutions
 LATENT_UNET_FOLLOW_YOUR_POSE = dataclasses.replace(LATENT_UNET_TUNE_A_VIDEO, temporal_rank=160)
+# MagicVideo (Zhou et al. 2022, arXiv 2211.11018), whose sizes are not known to us: on Stable Diffusion's
+LATENT_UNET_MAGIC_VIDEO = dataclasses.replace(
+    LATENT_UNET_SD1, scalars=1, directed=Directed(), temporal_pattern=TemporalCausal())
 LATENT_UNET_ANIMATEDIFF_V1, LATENT_UNET_ANIMATEDIFF_V2, LATENT_UNET_ANIMATEDIFF_V3 = (
     dataclasses.replace(LATENT_UNET_SD1, motion=motion) for motion in (MOTION_V1, MOTION_V2, MOTION_V3))
 
@@ -206,9 +220,9 @@ def image_unet(unet: LatentUNet) -> LatentUNet:
     """The image network that a video network is without its temporal layers, norms per frame. Raises `UserError`
     where it has no other attention."""
     return dataclasses.replace(unet, temporal=False, temporal_conv=None, motion=None, max_relative_position=0,
-                               temporal_attention=False, temporal_rank=0, mix_frames=0, conditioning_channels=0,
-                               norm_over="frame", image_prompt=False, spatial_pattern=Spatial(),
-                               temporal_pattern=Temporal())
+                               temporal_attention=False, temporal_rank=0, directed=None, mix_frames=0,
+                               conditioning_channels=0, norm_over="frame", image_prompt=False,
+                               spatial_pattern=Spatial(), temporal_pattern=Temporal())
 
 
 def reference_net_of(unet: LatentUNet) -> LatentUNet:
@@ -246,7 +260,7 @@ def sizes_of(spec: LatentUNet) -> Sizes:
     return Sizes(spec.groups, spec.temporal, spec.use_linear_projection, spec.attention_kernel, jnp.dtype(spec.dtype),
                  spec.attention_context, spec.norm_over, spec.scale_shift_norm, spec.mix_frames,
                  spec.max_relative_position, spec.spatial_pattern, spec.temporal_pattern, spec.sharded_axis,
-                 spec.temporal_attention, spec.temporal_rank)
+                 spec.temporal_attention, spec.temporal_rank, spec.directed)
 
 
 def embed(
@@ -394,7 +408,8 @@ def _residual(spec: LatentUNet, x: Array, block_inputs: BlockInputs, name: str, 
 def _motion(spec: LatentUNet, x: Array, block_inputs: BlockInputs, name: str, i: int) -> Array:
     if spec.motion:
         return motion_module(spec.motion, sizes_of(spec), x.shape[-1], name)(x)
-    return sizes_of(spec).temporal_transformer(spec.heads[i], x.shape[-1], name)(x)
+    furthest = spec.temporal_conv.max_relative_position
+    return sizes_of(spec).temporal_transformer(spec.heads[i], x.shape[-1], name, furthest)(x)
 
 
 def controlled(spec: LatentUNet, x: Array, control: Control | None, number: int) -> Array:

@@ -7,6 +7,7 @@ Diffusion (Blattmann et al. 2023, arXiv 2311.15127). In both mixes a learned sha
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -19,7 +20,13 @@ from vdm_jax.networks.blocks.attention import Attention, Tokens
 from vdm_jax.networks.blocks.feed_forward import FeedForward
 from vdm_jax.networks.blocks.residual import ResidualBlock
 from vdm_jax.networks.blocks.sinusoids import sinusoids
-from vdm_jax.networks.blocks.temporal import LowRankTemporalConvolution, Mix, TemporalTransformer
+from vdm_jax.networks.blocks.temporal import (
+    LowRankTemporalConvolution,
+    Mix,
+    TemporalTransformer,
+    relative_positions,
+)
+from vdm_jax.networks.directed import AdaptedConvolution, Directed
 from vdm_jax.networks.layers import Convolution, Dense, GroupNorm, silu, zeros
 
 TOKEN_EPSILON = 1e-6  # of the norm before a transformer
@@ -72,6 +79,7 @@ class Sizes(NamedTuple):
     sharded_axis: str = "frames"  # what of the video the mesh splits, if it does
     temporal_attention: bool = False  # after the feed-forward of spatial transformers
     temporal_rank: int = 0  # of a low-rank temporal convolution after that; 0: none
+    directed: Directed | None = None  # next to or after spatial attention, with adaptors
 
     def attention(self, heads: int, pattern: AttentionPattern | None, name: str, **options: Any) -> Attention:
         """Attention by separate projections, as released weights have them; without a pattern, to the text tokens."""
@@ -79,19 +87,20 @@ class Sizes(NamedTuple):
                          dtype=self.dtype, sharded_axis=self.sharded_axis, name=name, **options)
 
     def relative(self) -> dict[str, Any]:
-        """Options of temporal attention whose keys and values have learned vectors of the offset added (Shaw et al.
-        2018, arXiv 1803.02155); further offsets share the last one's."""
-        return {"position": "shaw_key_value", "position_names": ("offset_keys", "offset_values"),
-                "max_offset": self.max_relative_position, "out_init": zeros}
+        """Options of temporal attention with relative positions, which starts at zero."""
+        return {**relative_positions(self.max_relative_position), "out_init": zeros}
 
     def feed_forward(self, name: str) -> FeedForward:
         """`out(value * gelu(gate))` with four times the channels inside, and the exact GELU."""
         return FeedForward(activation="gelu", gate="joint", dtype=self.dtype, name=name)
 
-    def temporal_transformer(self, heads: int, channels: int, name: str) -> TemporalTransformer:
+    def temporal_transformer(
+        self, heads: int, channels: int, name: str, max_relative_position: int = 0
+    ) -> TemporalTransformer:
         """Two temporal self-attentions and a feed-forward."""
-        return TemporalTransformer(heads, channels // heads, self.groups, self.temporal_pattern, kernel=self.kernel,
-                                   context=self.context, dtype=self.dtype, sharded_axis=self.sharded_axis, name=name)
+        return TemporalTransformer(
+            heads, channels // heads, self.groups, self.temporal_pattern, max_relative_position=max_relative_position,
+            kernel=self.kernel, context=self.context, dtype=self.dtype, sharded_axis=self.sharded_axis, name=name)
 
 
 def residual_norm(norm_over: str) -> str:
@@ -124,7 +133,9 @@ class LatentBlock(nn.Module):
         sizes = self.sizes
         options = {"groups": sizes.groups, "epsilon": self.epsilon, "dtype": sizes.dtype,
                    "sharded_axis": sizes.sharded_axis}
-        residual = ResidualBlock(self.features, over=residual_norm(sizes.norm_over),
+        adapted = None if sizes.directed is None else partial(
+            AdaptedConvolution, frames=sizes.directed.frames, sharded_axis=sizes.sharded_axis)
+        residual = ResidualBlock(self.features, over=residual_norm(sizes.norm_over), convolutions=adapted,
                                  scale_shift_norm=sizes.scale_shift_norm, **options, name="residual")
         x = residual(x, block_inputs.embedding)
         if not sizes.temporal:
@@ -145,7 +156,8 @@ class TokenBlock(nn.Module):
     """Self-attention, cross-attention, feed-forward; over frames, a feed-forward before them too. With
     `Sizes.max_relative_position`, a temporal attention after each spatial attention (LVDM), with
     `Sizes.temporal_attention` one after the feed-forward (Tune-A-Video), with `Sizes.temporal_rank` a temporal
-    convolution after that (Follow Your Pose); all start as the identity."""
+    convolution after that (Follow Your Pose), with `Sizes.directed` a temporal attention next to or after the spatial
+    one (MagicVideo); all start as the identity."""
 
     heads: int
     sizes: Sizes
@@ -170,12 +182,20 @@ class TokenBlock(nn.Module):
             attention = sizes.attention(self.heads, sizes.temporal_pattern, name, **sizes.relative())
             return x + attention(norm(name)(x))
 
+        def directed(here: Array, x: Array) -> Array:
+            if sizes.directed is None:
+                return x
+            attention = sizes.attention(self.heads, sizes.temporal_pattern, "temporal_attention", out_init=zeros,
+                                        masked_after=sizes.directed.mask == "after")
+            return x + attention(here if sizes.directed.parallel else norm("temporal_attention")(x))
+
         if self.over_time:
             x = x + sizes.feed_forward("feed_forward_0")(norm("in")(x))
         pattern = sizes.temporal_pattern if self.over_time else sizes.spatial_pattern
         first = sizes.attention(self.heads, None if self.only_cross_attention else pattern, "self_attention")
         seen = (tokens, None) if self.only_cross_attention else outside_of(references, reference_seen)
-        x = over_frames(0, x + first(norm("attention")(x), None, seen))
+        here = norm("attention")(x)
+        x = over_frames(0, directed(here, x + first(here, None, seen)))
         to_tokens = sizes.attention(self.heads, None, "cross_attention")
         decoupled = {} if image is None else {"image": (image.tokens, None), "image_scale": image.scale}
         x = over_frames(1, x + to_tokens(norm("context")(x), None, (tokens, None), **decoupled))

@@ -76,7 +76,7 @@ class LatentUNetNetwork(nn.Module):
             raise UserError(f"guide of shape {guide.shape}; permitted: {x.shape}")
         x = x if guide is None else x + guide.astype(dtype)
         x = shard_along(x, spec.sharded_axis, must=False)
-        if spec.temporal_conv:
+        if spec.temporal_conv and spec.temporal_conv.stem:
             channels = FIRST_HEADS * (spec.widths[0] // spec.heads[0])
             x = sizes_of(spec).temporal_transformer(FIRST_HEADS, channels, "stem_motion")(x)
         x = through_skips(x, steps_down(self, spec, block_inputs, features),

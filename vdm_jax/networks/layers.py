@@ -32,13 +32,16 @@ WINDOW = 256  # positions of a frame from which on that pays
 
 def convolve(
     x: Float[Array, "B T H W C"], kernel: Float[Array, "kt kh kw C O"], strides: tuple[int, int] = (1, 1),
-    causal: bool = False,
+    causal: bool = False, replicate: bool = False,
 ) -> Float[Array, "B T H2 W2 O"]:
     """'Same' convolution over space and time with a canonical kernel; spatial strides only. A causal one sees no later
-    frames: the last tap is then the frame itself."""
+    frames: the last tap is then the frame itself. Frames beyond the ends of a clip are zero, or the first and the last
+    one again (`replicate`)."""
     kt, kh, kw, _, _ = kernel.shape
     around = (kt - 1, 0) if causal else ((kt - 1) // 2, kt // 2)  # frames of padding
-    batch, height, width = x.shape[0], x.shape[2], x.shape[3]
+    batch, frames, height, width = x.shape[:4]
+    if replicate:
+        x, around = jnp.pad(x, ((0, 0), around, (0, 0), (0, 0), (0, 0)), mode="edge"), (0, 0)
     if kt == kh == kw == 1 and strides == (1, 1):
         return x @ kernel[0, 0, 0]
     if kt > 1 and kh == kw == 1 and strides == (1, 1):
@@ -48,7 +51,7 @@ def convolve(
         return rearrange(y, "(b h w) t c -> b t h w c", b=batch, h=height, w=width)
     if kt > 1:  # neighbouring frames become channels
         pad = jnp.pad(x, ((0, 0), around, (0, 0), (0, 0), (0, 0)))
-        x = jnp.concatenate([pad[:, i : i + x.shape[1]] for i in range(kt)], axis=-1)
+        x = jnp.concatenate([pad[:, i : i + frames] for i in range(kt)], axis=-1)
         kernel = rearrange(kernel, "kt kh kw c o -> 1 kh kw (kt c) o")
     y = convolve_frames(rearrange(x, "b t h w c -> (b t) h w c"), kernel[0], strides)
     return rearrange(y, "(b t) h w c -> b t h w c", b=batch)
@@ -142,6 +145,7 @@ class Convolution(nn.Module):
     causal: bool = False  # over frames
     temporal: int = 1  # frames of the convolution that follows
     use_bias: bool = True
+    replicate: bool = False  # frames beyond the ends of a clip are its first and last one, not zero
 
     @nn.compact
     def __call__(
@@ -150,7 +154,8 @@ class Convolution(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features))
         bias = self.param("bias", zeros, (self.features,)) if self.use_bias else None
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-        y = sharded_convolve(convolve, x, kernel, self.strides, self.sharded_axis, self.causal)
+        own = partial(convolve, replicate=self.replicate)
+        y = sharded_convolve(own, x, kernel, self.strides, self.sharded_axis, self.causal, self.replicate)
         y = y if bias is None else y + bias.astype(self.dtype)
         if self.temporal == 1:
             return y

@@ -22,12 +22,12 @@ from vdm_jax.parallel.rules import AXIS_RULES, VIDEO
 
 def sharded_convolve(
     convolve: Callable[..., Array], x: Float[Array, "B T H W C"], kernel: Float[Array, "kt kh kw C O"],
-    strides: tuple[int, int], axis: str, causal: bool = False,
+    strides: tuple[int, int], axis: str, causal: bool = False, replicate: bool = False,
 ) -> Float[Array, "B T2 H2 W2 O"]:
     """`convolve(x, kernel, strides, causal)` on the mesh in context, where a video's `frames` or `height` are split.
 
     `convolve` is a convolution with 'same' padding of the axis; strides are spatial, and a causal one sees no later
-    frames.
+    frames. With `replicate`, which is then what it does itself, frames beyond the ends are the first and the last one.
 
     Without a mesh, or where one device has the whole axis, or the axis does not divide, it is left to the compiler.
     Raises `UserError` when a device has fewer frames or rows than the kernel reaches to, or its rows do not divide by
@@ -52,12 +52,21 @@ def sharded_convolve(
 
     def device(x: Array, kernel: Array) -> Array:
         parts = [x]
+
+        def at_border(halo: Array, device: int, frame: int) -> Array:  # where nothing is received, which is zeros
+            if not replicate or axis != "frames":
+                return halo
+            repeated = jnp.broadcast_to(lax.slice_in_dim(x, frame, frame + 1, axis=dim), halo.shape)
+            return jnp.where(lax.axis_index(name) == device, repeated, halo)
+
         if before:
             last = lax.slice_in_dim(x, own - before, own, axis=dim)
-            parts.insert(0, lax.ppermute(last, name, [(d, d + 1) for d in range(devices - 1)]))  # zeros at the border
+            halo = lax.ppermute(last, name, [(d, d + 1) for d in range(devices - 1)])
+            parts.insert(0, at_border(halo, 0, 0))
         if after:
             first = lax.slice_in_dim(x, 0, after, axis=dim)
-            parts.append(lax.ppermute(first, name, [(d + 1, d) for d in range(devices - 1)]))
+            halo = lax.ppermute(first, name, [(d + 1, d) for d in range(devices - 1)])
+            parts.append(at_border(halo, devices - 1, own - 1))
         y = convolve(jnp.concatenate(parts, axis=dim), kernel, strides, causal)
         return lax.slice_in_dim(y, before // stride, (before + own) // stride, axis=dim)
 

@@ -47,7 +47,7 @@ PARAMETER_AXES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     # split by channels, and every norm would gather it.
     (r".*_(transformer|motion)/(in|out)/kernel", ("embed", None)),
     (r".*/(level|text|image|scalars|places|pooled|scale)_out/kernel", ("mlp", "embed")),
-    (r".*(_frames/conv_[13]|/temporal_convolution/up)/kernel", ("mlp", "embed")),  # temporal convolutions are pairs
+    (r".*(_frames/conv_[134]|/temporal_convolution/up)/kernel", ("mlp", "embed")),  # temporal convolutions are pairs
     (r".*(residual/conv_out|feed_forward(_\d+)?/out|/encoder/contract_\d+|/single_\d+/out)/kernel", ("mlp", "embed")),
     (r"/(encoder|decoder)/((down|up)_\d+_\d+|middle[/_](in|out))/conv_out/kernel", ("mlp", "embed")),
     (r".*/kernel", ("embed", "mlp")),  # convolutions (kt, kh, kw, in, out) and dense (in, out)

@@ -105,7 +105,7 @@ class StageSamples:
         if text is not None and text.tokenize is not None:
             batch["tokens"] = jnp.asarray(np.stack([text.tokenize(caption) for caption in self.captions]))
         if stage.training.frame_rates is not None:
-            batch["frame_rate"] = jnp.full((self.count,), stage.video.fps)
+            batch["frame_rate"] = jnp.full((self.count,), stage.video.fps, jnp.float32)
         conditioning = given_conditioning(stage, batch)
         low = None if stage.source is None else stage.source.degrade(self._target())
         # As numpy: every process passes the same values to a program over the devices of all.

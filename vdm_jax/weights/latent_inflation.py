@@ -12,6 +12,7 @@ condition begin as zeros, which share the attention with those of the text.
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from typing import Any
 
 import jax
@@ -26,10 +27,11 @@ from vdm_jax.weights.inflation import STEM, Inflation
 SAME = ("heads", "only_cross_attention", "use_linear_projection", "groups", "classes", "scale_shift_norm")
 _OVER_FRAMES = (r"/temporal_residual/|/time/|/mix/|/places_(in|out)/|/\w+_(frames|motion)/|/known(_\d+)?/"
                 r"|/(norm_)?time_attention_\d+/|/(norm_)?temporal_attention/"
-                r"|/temporal_convolution/")
+                r"|/temporal_convolution/|/frame_(scale|shift)")
 # The last layers of these: what they add is zero at first.
-_LAST = (r"/temporal_residual/conv_out/|/time/\w+/out/|/places_out/|/\w+_frames/conv_3/|/\w+_motion/out/|/known/"
+_LAST = (r"/temporal_residual/conv_out/|/time/\w+/out/|/places_out/|/\w+_motion/out/|/known/"
          r"|/time_attention_\d+/out/|/temporal_attention/out/|/temporal_convolution/up/")
+_CONVOLUTION = re.compile(r"(/\w+_frames/conv_)(\d+)(/\w+)")  # the last of several, too
 _NUMBERS = "/scalars_out/"
 _COPY = re.compile(r"/(?:control_net_\w+?|reference_net)(/.*)")  # of the image layers, next to the U-Net
 _MOTION = re.compile(r"/\w+_motion/")
@@ -76,7 +78,7 @@ def plan_latent_inflation(network: LatentUNet, shapes: Any, source: LatentUNet, 
         elif _TOKENS.fullmatch(name) or name == _WEIGHT:
             zero_initialised.append(name)
         elif re.search(_OVER_FRAMES, name):
-            (zero_initialised if re.search(_LAST, name) else new).append(name)
+            (zero_initialised if re.search(_LAST, name) or _last_convolution(name, ours) else new).append(name)
         elif new_numbers and name.startswith("/scalars_"):
             (zero_initialised if name.startswith(_NUMBERS) else new).append(name)
         else:
@@ -88,3 +90,9 @@ def plan_latent_inflation(network: LatentUNet, shapes: Any, source: LatentUNet, 
                         "tokens")
     places = tuple(range(source.in_channels)) if wider else None
     return Inflation(copied, tuple(zero_initialised), tuple(new), places, 1)
+
+
+def _last_convolution(name: str, names: Container[str]) -> bool:
+    """Whether a parameter is that of the last one of several temporal convolutions."""
+    found = _CONVOLUTION.fullmatch(name)
+    return found is not None and f"{found[1]}{int(found[2]) + 1}{found[3]}" not in names

@@ -360,8 +360,8 @@ def kind_of(config: Config) -> Kind:
         if isinstance(config, kind.config) and kind.accepts(config):
             return kind
     raise UserError(f"{type(config).__name__} with layers that the other libraries do not have (temporal_kernel, "
-                    "temporal_attention, temporal_rank, layout='clip', max_relative_position); permitted: a file in "
-                    "our own layout (.safetensors)")
+                    "temporal_attention, temporal_rank, directed, layout='clip', max_relative_position); permitted: "
+                    "a file in our own layout (.safetensors)")
 
 
 def kind_named(name: str, where: str, wanted: type | None = None) -> Kind:

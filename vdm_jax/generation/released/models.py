@@ -187,15 +187,18 @@ def with_size(
     generator: Generator, frames: int | None = None, height: int | None = None, width: int | None = None
 ) -> Generator:
     """The generator of a released model, making videos of another size; None: as many frames or pixels as before.
-    Raises `UserError` for a run, whose stages make one size, and for sizes that the networks cannot take."""
+    A run makes one size, but for more or fewer frames of one whose temporal attention sees a window of them. Raises
+    `UserError` for other runs, and for sizes that the networks cannot take."""
     sizes = {name: size for name, size in (("frames", frames), ("height", height), ("width", width))
              if size is not None}
     if not sizes:
         return generator
     experiment, stage = generator.experiment, generator.experiment.stages[0]
-    if experiment.data is not None or len(experiment.stages) > 1:
+    longer = len(experiment.stages) == 1 and [*sizes] == ["frames"] and stage.network.extrapolates
+    if not longer and (experiment.data is not None or len(experiment.stages) > 1):
         raise UserError(f"{', '.join(f'{name}={size}' for name, size in sizes.items())} for the run of "
-                        f"{experiment.name!r}, whose stages make videos of one size; permitted: a released model")
+                        f"{experiment.name!r}, whose stages make videos of one size; permitted: a released model, or "
+                        "frames of a run of one stage whose temporal attention sees a window of them")
     stage = dataclasses.replace(stage, video=dataclasses.replace(stage.video, **sizes))
     return generator.of(dataclasses.replace(experiment, stages=(stage,)))
 

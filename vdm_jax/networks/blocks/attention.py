@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from vdm_jax.attention import AttentionPattern, ExtraKeys, Full, Spatial, WithExtraKeys, attend, cross_pattern
+from vdm_jax.attention.after_softmax import attend_masked_after
 from vdm_jax.attention.positions import (
     LAYOUT_AXES,
     Rotary,
@@ -83,6 +84,7 @@ class Attention(nn.Module):
     # well. Separate projections and `WithExtraKeys` patterns only
     two_way: Literal["none", "shared", "own"] = "none"
     project: bool = True  # what is found, by `out`
+    masked_after: bool = False  # the pattern hides weights after the softmax over all frames; `after_softmax.py`
     # What of the video the mesh splits, if it does; "width" for patterns that treat frames and columns alike, as `Full`
     sharded_axis: str = "frames"
 
@@ -165,7 +167,7 @@ class Attention(nn.Module):
     ) -> Float[Array, "B T H W K D"]:
         """What the queries of self-attention find among its keys and values; frames and columns change places where
         the mesh splits the width. `flax.linen.intercept_methods` changes it."""
-        return attend(q, k, v, **options)
+        return (attend_masked_after if self.masked_after else attend)(q, k, v, **options)
 
     def seen(self, x: Float[Array, "B *thw C"]) -> Float[Array, "B G L C"] | None:
         """The tokens that self-attention by separate projections sees in place of the video's own, of which `x` are

@@ -6,7 +6,7 @@ network. Frames at the end that are independent images (joint training) pass the
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -63,6 +63,8 @@ class TemporalConvolutions(nn.Module):
 
     layers: int = 1
     kernel: int = 3  # frames
+    spatial: bool = False  # the second is over 3x3 pixels of a frame (Make-Your-Video: Xing et al. 2023, 2306.00943)
+    replicate: bool = False  # frames beyond the ends of a clip are its first and last one, not zero
     causal: bool = False  # no frame sees later ones
     dropout: float = 0.0  # probability, before all but the first
     groups: int = 32
@@ -81,8 +83,9 @@ class TemporalConvolutions(nn.Module):
             h = silu(GroupNorm(self.groups, self.norm_over, name=f"norm{number}")(h))
             h = nn.Dropout(self.dropout, deterministic=not train)(h) if i else clip_of(h, images, frame_valid)
             init = zeros if i == self.layers - 1 else fan_in
-            h = Convolution(x.shape[-1], (self.kernel, 1, 1), kernel_init=init, dtype=self.dtype,
-                            sharded_axis=self.sharded_axis, causal=self.causal, name=f"conv{number}")(h)
+            kernel = (1, 3, 3) if self.spatial and i == 1 else (self.kernel, 1, 1)
+            h = Convolution(x.shape[-1], kernel, kernel_init=init, dtype=self.dtype, sharded_axis=self.sharded_axis,
+                            causal=self.causal, replicate=self.replicate, name=f"conv{number}")(h)
         return add_to_clip(x, h, images)
 
 
@@ -126,12 +129,19 @@ class ConvolutionInflation(nn.Module):
         return add_to_clip(x, Dense(channels, kernel_init=zeros, dtype=self.dtype, name="out")(h), images)
 
 
+def relative_positions(furthest: int) -> dict[str, Any]:
+    """Options of a temporal attention whose keys and values have learned vectors of the offset added (Shaw et al. 2018,
+    arXiv 1803.02155); further offsets share the last one's."""
+    return {"position": "shaw_key_value", "position_names": ("offset_keys", "offset_values"), "max_offset": furthest}
+
+
 class TemporalTransformer(nn.Module):
     """Norm over the clip, affine map, temporal self-attentions, two or as many as asked for, feed-forward, affine map,
     next to a residual connection. With `code`, each attention's input has the code of the frame's number added.
 
-    ModelScope's (Wang et al. 2023, arXiv 2308.06571) and, with the code, the motion module of AnimateDiff (Guo et al.
-    2023, arXiv 2307.04725).
+    ModelScope's (Wang et al. 2023, arXiv 2308.06571), with the code the motion module of AnimateDiff (Guo et al. 2023,
+    arXiv 2307.04725), and with vectors of the offset on keys and values that of Make-Your-Video (Xing et al. 2023,
+    arXiv 2306.00943).
     """
 
     heads: int
@@ -140,6 +150,7 @@ class TemporalTransformer(nn.Module):
     pattern: AttentionPattern = Temporal()
     code: bool = False
     attentions: int = 2
+    max_relative_position: int = 0  # furthest offset that a vector of its own is learned of; 0: there are none
     kernel: str = "auto"  # of attention
     context: str = "none"
     dtype: jnp.dtype = jnp.float32
@@ -148,6 +159,7 @@ class TemporalTransformer(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T H W C"]) -> Float[Array, "B T H W C"]:
         dtype, inner = self.dtype, self.heads * self.head_dim
+        relative = relative_positions(self.max_relative_position) if self.max_relative_position else {}
 
         def norm(name: str) -> nn.Module:
             return nn.LayerNorm(1e-5, dtype=dtype, name=f"norm_{name}")
@@ -159,6 +171,7 @@ class TemporalTransformer(nn.Module):
             if self.code:
                 seen = seen + jnp.asarray(frame_code(x.shape[1], inner), dtype)[:, None, None]
             h = h + Attention(self.head_dim, self.heads, self.pattern, joint=False, kernel=self.kernel, dtype=dtype,
-                              context=self.context, sharded_axis=self.sharded_axis, name=f"self_attention_{i}")(seen)
+                              context=self.context, sharded_axis=self.sharded_axis, name=f"self_attention_{i}",
+                              **relative)(seen)
         h = h + FeedForward(activation="gelu", gate="joint", dtype=dtype, name="feed_forward")(norm("feed_forward")(h))
         return add_residual(x, Dense(x.shape[-1], kernel_init=zeros, dtype=dtype, name="out")(h))
