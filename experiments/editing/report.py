@@ -8,21 +8,29 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from experiments.editing.run import FOLDER, read
+from experiments.editing.run import FOLDER, PEAK, read
 from experiments.readme_tables import insert
 
 COLUMNS = {"whole": "all right", "colour": "colour", "digit": "digit", "motion": "motion",
            "trajectory_error": "trajectory error, px", "background_change": "background change, %",
            "warp_error": "warp error x 1000", "frame_change": "change of digit pixels a frame",
-           "cpu_seconds_per_clip": "CPU s a clip"}
+           "cpu_seconds_per_clip": "CPU s a clip", PEAK: "peak memory, MiB"}
+DIGITS = {PEAK: 0}  # after the point; 2 of the others
 SCALES = {"background_change": 100, "warp_error": 1000}
+
+
+def cell(row: dict[str, Any], name: str) -> str:
+    """A value, or a dash where it was not measured."""
+    if row.get(name) is None:
+        return "-"
+    return f"{row[name] * SCALES.get(name, 1):.{DIGITS.get(name, 2)}f}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
     """A line for each edit and method."""
     lines = [f"| edit | method | clips | {' | '.join(COLUMNS.values())} |", "|---|---|" + "---:|" * (len(COLUMNS) + 1)]
     for row in rows:
-        values = [f"{row[name] * SCALES.get(name, 1):.2f}" for name in COLUMNS]
+        values = [cell(row, name) for name in COLUMNS]
         lines.append(f"| {row['edit']} | {row['method']} | {row['clips']} | {' | '.join(values)} |")
     return "\n".join(lines)
 

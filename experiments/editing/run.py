@@ -3,13 +3,20 @@
 Run:  python -m experiments.editing.run [captioned_digits_full] --clips 32
 
 Every method is measured next to two bounds: "no edit" keeps the clip, "generated anew" samples the new caption and
-knows nothing of it. A row is written when it is there, so an interrupted run goes on. results/digits.json is the
-record; `report.py` puts it into README.md.
+knows nothing of it. A row is written when it is there, so an interrupted run goes on; a row of an older record that
+lacks the peak of memory is measured again, in its place. results/digits.json is the record; `report.py` puts it into
+README.md.
+
+Peak memory is the process's resident memory at its highest while a method makes the clips, compilation, interpreter
+and libraries included: Linux forgets the peak so far when a 5 is written to /proc/self/clear_refs, and VmHWM in
+/proc/self/status is the peak since then. Each row begins with newly loaded weights and no compiled functions. Where the
+system cannot forget a peak the row has none.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import sys
 import time
@@ -23,7 +30,7 @@ import tyro
 from jaxtyping import Bool, Float, UInt8
 
 from experiments.exit_codes import exit_code
-from vdm_jax.benchmark.machine import describe, versions
+from vdm_jax.benchmark.machine import describe, forget_peak, peak_resident_bytes, versions
 from vdm_jax.digits.clips import COLOURS, DIGIT_WORDS, DigitClip, DigitObject, generate_clip
 from vdm_jax.digits.scorer import DigitScorer
 from vdm_jax.errors import UserError
@@ -40,6 +47,8 @@ from vdm_jax.video.writing import atomic_path
 
 FOLDER = Path(__file__).parent
 EditKind = Literal["colour", "digit", "both"]
+NAMED_BY = ("edit", "method", "clips", "model")  # what a row is of
+PEAK = "peak_memory_mib"
 FOREGROUND = 60  # value of the brightest channel from which a pixel is of a digit
 NO_EDIT, ANEW = "no edit", "generated anew"
 # Of the first stage: guidance leads away from the given video
@@ -163,8 +172,7 @@ def rows(options: Run) -> Iterator[dict[str, Any]]:
     if unknown := [name for name in options.methods if name not in (NO_EDIT, ANEW, *METHODS)]:
         raise UserError(f"methods={unknown[0]!r}; permitted: {', '.join((NO_EDIT, ANEW, *METHODS))}",
                         "run.methods")
-    generator = load(options.model)
-    data = generator.experiment.data
+    data = load(options.model).experiment.data
     scorer, clips = DigitScorer(data), clips_of(data, options.clips)
     videos, source = np.stack([clip.video for clip in clips]), [clip.caption for clip in clips]
     there = read(options.out)
@@ -172,12 +180,15 @@ def rows(options: Run) -> Iterator[dict[str, Any]]:
         target = edited_captions(clips, kind, options.seed)
         for method in options.methods:
             named = {"edit": kind, "method": method, "clips": options.clips, "model": options.model}
-            if any(named.items() <= row.items() for row in there):
+            if any(named.items() <= row.items() and PEAK in row for row in there):
                 continue
-            began = time.process_time()
+            jax.clear_caches()
+            gc.collect()  # so that memory is not that of the methods before
+            generator, watched, began = load(options.model), forget_peak(), time.process_time()
             made = made_by(generator, method, videos, source, target, options)
-            yield named | measured(scorer, made, videos, target) | {
-                "cpu_seconds_per_clip": (time.process_time() - began) / options.clips, **describe_machine()}
+            used = {"cpu_seconds_per_clip": (time.process_time() - began) / options.clips,
+                    PEAK: round(peak_resident_bytes() / 2**20) if watched else None}
+            yield named | measured(scorer, made, videos, target) | used | describe_machine()
 
 
 def describe_machine() -> dict[str, Any]:
@@ -190,11 +201,17 @@ def read(path: Path) -> list[dict[str, Any]]:
     return json.loads(path.read_text()) if path.is_file() else []
 
 
+def with_row(there: Sequence[dict[str, Any]], row: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows with one more, in the place of an older one of the same."""
+    same = [all(row[name] == other[name] for name in NAMED_BY) for other in there]
+    return [row if old else other for old, other in zip(same, there, strict=True)] + ([] if any(same) else [row])
+
+
 def main(options: Run) -> None:
     """Measure what is missing and write it row by row."""
     for row in rows(options):
         with atomic_path(options.out) as temporary:
-            temporary.write_text(json.dumps([*read(options.out), row], indent=1) + "\n")
+            temporary.write_text(json.dumps(with_row(read(options.out), row), indent=1) + "\n")
         print({name: value for name, value in row.items() if name not in ("machine", "versions")}, flush=True)
 
 

@@ -53,6 +53,8 @@ def test_a_recoloured_clip_is_a_perfect_edit(clips):
     assert 4 < moved["trajectory_error"] and moved["colour"] == 1
     row = {"edit": "colour", "method": "none", "clips": 3, "cpu_seconds_per_clip": 1.0, **none}
     assert "| colour | none | 3 | 0.00 | 0.00 |" in report.table([row])
+    lines = report.table([row, row | {run.PEAK: None}, row | {run.PEAK: 812}]).splitlines()
+    assert [line.split(" | ")[-1] for line in lines[2:]] == ["- |", "- |", "812 |"]  # a dash where it was not measured
 
 
 def generator():
@@ -77,8 +79,16 @@ def test_every_edit_is_measured_once_by_methods_that_read_words(tmp_path, monkey
     assert [(row["edit"], row["method"], row["clips"]) for row in rows] == [("both", name, 2) for name in methods]
     assert all(0 <= row["whole"] <= 1 and row["cpu_seconds_per_clip"] > 0 for row in rows)
     assert rows[0]["trajectory_error"] == 0 < min(row["trajectory_error"] for row in rows[1:])
+    peaks = [row[run.PEAK] for row in rows]
+    assert all(peak is None or 100 < peak < 100_000 for peak in peaks)
     run.main(options)  # which goes on with nothing
     assert run.read(options.out) == rows
+    old = [{name: value for name, value in rows[0].items() if name != run.PEAK}, *rows[1:]]
+    options.out.write_text(json.dumps(old))
+    monkeypatch.setattr(run, "forget_peak", lambda: False)
+    run.main(options)  # which measures the row without a peak again, in its place
+    again = run.read(options.out)
+    assert again[1:] == rows[1:] and again[0][run.PEAK] is None and again[0]["method"] == run.NO_EDIT
     with refused("run.methods", "methods='magic'", "no edit, generated anew, ddim, no guidance"):
         run.main(dataclasses.replace(options, methods=("magic",)))
 
