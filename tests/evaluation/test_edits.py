@@ -136,6 +136,29 @@ def test_what_is_missing_is_said_before_anything_is_measured(folders):
         evaluate_edits(edited, given / "many.json", EditSettings())
 
 
+def test_the_command_lists_what_is_expected_and_what_is_missing(folders, capfd, monkeypatch):
+    given, edited = folders
+    command = ["measure", str(edited), "--edits", str(given / "edits.json"), "--expected"]
+    assert main(command) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert lines[:2] == [f"there    {given / 'bear.mp4'}  given video", f"there    {given / 'car.mp4'}  given video"]
+    assert f"there    {edited / 'bear_1.mp4'}  'a fox'" in lines and lines[-1] == "0 of 5 files are missing"
+    (edited / "bear_1.mp4").unlink()
+    (given / "car.mp4").unlink()
+    (given.parent / "clip_ViT-L-14.safetensors").unlink()
+    assert main([*command, "--edit-protocol", "controlvideo_davis"]) == 1
+    lines = capfd.readouterr().out.splitlines()
+    assert f"missing  {edited / 'bear_1.mp4'}  'a fox'" in lines
+    assert f"missing  {given / 'car.mp4'}  given video" in lines
+    assert lines[5:9] == ["2 of 5 files are missing", "off protocol: 2 videos, not 25",
+                          "off protocol: 3 prompts, not 125", "off protocol: 1 to 2 prompts of a video, not 5"]
+    assert len(lines) == 10 and lines[-1].startswith("missing: detector") and "ViT-L-14" in lines[-1]
+    assert main(["measure", str(edited), "--expected"]) == 2
+    assert "--expected without --edits" in capfd.readouterr().err
+    assert main([*command, "--out", "x.json"]) == 2
+    assert "--out=x.json with --expected is not used" in capfd.readouterr().err
+
+
 @pytest.mark.parametrize(("text", "named"), [
     ("{", "is not JSON"), ('{"videos": []}', "videos"), ('{"videos": [{"file": "a.mp4", "prompts": []}]}', "prompts"),
     ('{"videos": [{"file": "a.mp4", "prompts": ["b"]}, {"file": "a.mov", "prompts": ["b"]}]}', "'a' twice")])

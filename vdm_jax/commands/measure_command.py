@@ -31,12 +31,14 @@ class Measure:
     with --out.
 
     With --edits LIST the folder holds edits of given videos instead, of any size and length each: LIST says which
-    videos were edited by which prompts, and --edit-protocol how many of both a paper has.
+    videos were edited by which prompts, and --edit-protocol how many of both a paper has. --expected lists all files
+    and prompts, and says what is missing.
 
     Examples:
       vdm-jax measure generated --against real --metrics fvd fid motion --split test
       vdm-jax measure reconstructed --against originals --metrics psnr ssim lpips
       vdm-jax measure with_sound --metrics av_align motion
+      vdm-jax measure edited --edits davis/edits.json --edit-protocol controlvideo_davis --expected
       vdm-jax measure edited --edits davis/edits.json --edit-protocol controlvideo_davis
     """
 
@@ -60,12 +62,17 @@ class Measure:
     # JSON, next to the given videos: which of them were edited by which prompts (docs/metrics.md)
     edits: Path | None = None
     edit_protocol: EditProtocolName | None = None  # how many videos and prompts there must be, with --edits
+    # With --edits: list every file and prompt that LIST and --edit-protocol ask for, and say what is missing; nothing
+    # is measured, and the exit status is 1 where something is missing
+    expected: bool = False
     out: Path | None = None  # .json for the scores
 
 
 def main(arguments: Sequence[str]) -> int:
     """Entry of the command."""
     options = parse(Measure, arguments, "vdm-jax measure")
+    if options.expected:
+        return _listed(options)
     measured = _measured_files if options.edits is None else _measured_edits
     from vdm_jax.runs.records import json_ready
     from vdm_jax.video.writing import atomic_path
@@ -96,13 +103,7 @@ def _measured_files(options: Measure) -> RunMetrics:
 
 def _measured_edits(options: Measure) -> RunMetrics:
     """Scores of edited videos. Raises `UserError` for options and metrics of other files."""
-    read = ("folder", "metrics", "clip", "edits", "edit_protocol", "out")
-    refuse_unused(options, [name for name in given(options) if name not in read], "with --edits",
-                  "--metrics, --clip, --edit-protocol and --out")
-    metrics = options.metrics or EDIT_METRICS
-    if others := [name for name in metrics if name not in EDIT_METRICS]:
-        raise UserError(f"--metrics={others[0]} with --edits; permitted: {', '.join(EDIT_METRICS)}")
-    settings = EditSettings(metrics=metrics, protocol=options.edit_protocol, clip=options.clip)
+    settings = _edit_settings(options)
     if options.out:
         check_file(options.out, (".json",))
     from vdm_jax.commands.progress import counting_progress
@@ -110,3 +111,28 @@ def _measured_edits(options: Measure) -> RunMetrics:
 
     with counting_progress() as progress:
         return evaluate_edits(options.folder, options.edits, settings, progress=progress)
+
+
+def _listed(options: Measure) -> int:
+    """Print what scores of edits would be made of: 1 where some of it is missing. Raises `UserError` as
+    `_measured_edits`."""
+    if options.edits is None:
+        raise UserError("--expected without --edits is not used; permitted: with --edits LIST")
+    settings = _edit_settings(options)
+    refuse_unused(options, ["out"], "with --expected", "no --out, since nothing is measured")
+    from vdm_jax.evaluation.edits import expected
+
+    found = expected(options.folder, options.edits, settings)
+    print(found.table())
+    return 0 if found.complete else 1
+
+
+def _edit_settings(options: Measure) -> EditSettings:
+    """What to measure of edits. Raises `UserError` for options and metrics of other files."""
+    read = ("folder", "metrics", "clip", "edits", "edit_protocol", "expected", "out")
+    refuse_unused(options, [name for name in given(options) if name not in read], "with --edits",
+                  "--metrics, --clip, --edit-protocol, --expected and --out")
+    metrics = options.metrics or EDIT_METRICS
+    if others := [name for name in metrics if name not in EDIT_METRICS]:
+        raise UserError(f"--metrics={others[0]} with --edits; permitted: {', '.join(EDIT_METRICS)}")
+    return EditSettings(metrics=metrics, protocol=options.edit_protocol, clip=options.clip)

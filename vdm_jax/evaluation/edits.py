@@ -97,6 +97,40 @@ def read_edit_list(path: Path) -> EditList:
     return from_json(EditList, text, str(path))
 
 
+@dataclasses.dataclass(frozen=True)
+class ExpectedFile:
+    """A file that a list asks for."""
+
+    path: Path
+    prompt: str | None  # of an edit; None: a given video
+    there: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What a list and a protocol ask for, and what is there of it."""
+
+    files: tuple[ExpectedFile, ...]  # given videos, then their edits
+    deviations: tuple[str, ...]  # of the list from the protocol
+    other: tuple[str, ...]  # what else cannot be measured, such as weights that are not there
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is there that is needed to measure by the protocol."""
+        return all(file.there for file in self.files) and not self.deviations and not self.other
+
+    def table(self) -> str:
+        """A line for each file, and what is missing at the end."""
+        lines = []
+        for file in self.files:
+            what = "given video" if file.prompt is None else repr(file.prompt)
+            lines.append(f"{'there  ' if file.there else 'missing'}  {file.path}  {what}")
+        missing = sum(not file.there for file in self.files)
+        lines.append(f"{missing} of {len(self.files)} files are missing")
+        return "\n".join([*lines, *(f"off protocol: {text}" for text in self.deviations),
+                          *(f"missing: {text}" for text in self.other)])
+
+
 @config
 class EditSettings:
     """What to measure of edits."""
@@ -133,18 +167,50 @@ def evaluate_edits(
         "folder": str(folder), "edits": str(edits)})
 
 
+def expected(folder: Path, edits: Path, settings: EditSettings) -> Expected:
+    """What `evaluate_edits` would read of the same arguments, and what is missing of it. Raises `UserError` for a list
+    that cannot be read."""
+    listed = read_edit_list(edits)
+    protocol = None if settings.protocol is None else EDIT_PROTOCOLS[settings.protocol]
+    other = []
+    for check in (_check_prompts, _check_packages):
+        try:
+            check(listed, settings)
+        except UserError as error:
+            other.append(str(error))
+    return Expected(_files(folder, edits.parent, listed), () if protocol is None else protocol.deviations(listed),
+                    tuple(other))
+
+
+def _files(folder: Path, given: Path, listed: EditList) -> tuple[ExpectedFile, ...]:
+    """The given videos of a list, and the edits of them."""
+    found = [(given / video.file, None) for video in listed.videos]
+    found += [(folder / name, prompt) for _, prompt, name in listed.files()]
+    return tuple(ExpectedFile(path, prompt, path.is_file()) for path, prompt in found)
+
+
 def _check(folder: Path, given: Path, listed: EditList, settings: EditSettings) -> None:
     """Raise `UserError` for what cannot be measured, before anything is."""
-    paths = [given / video.file for video in listed.videos] + [folder / name for *_, name in listed.files()]
-    if missing := [str(path) for path in paths if not path.is_file()]:
+    paths = _files(folder, given, listed)
+    if missing := [str(file.path) for file in paths if not file.there]:
         more = f" and {len(missing) - LISTED} more" if len(missing) > LISTED else ""
         raise UserError(f"{len(missing)} of {len(paths)} files are missing: {', '.join(missing[:LISTED])}{more}; "
                         "permitted: every video of the list, and NAME_NUMBER.mp4 of each of its prompts",
                         "edits.missing")
+    _check_prompts(listed, settings)
+    _check_packages(listed, settings)
+
+
+def _check_prompts(listed: EditList, settings: EditSettings) -> None:
+    """Raise `UserError` for a list that does not say what a metric compares with."""
     unsaid = [video.file for video in listed.videos if not video.source_prompt]
     if unsaid and "frame_accuracy" in settings.metrics:
         raise UserError(f"frame_accuracy without source_prompt of {unsaid[0]}; permitted: what each given video shows, "
                         "or other metrics", "edits.source_prompt")
+
+
+def _check_packages(listed: EditList, settings: EditSettings) -> None:
+    """Raise `UserError` for packages and weights that a metric needs and that are not there."""
     if "warp_error" in settings.metrics:
         flow.require_opencv()
     if set(settings.metrics) - {"warp_error"}:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,8 +12,12 @@ import pytest
 
 from tests.pipelines.folders import write_control
 from tests.refusals import refused
+from tests.training.latents import AUTOENCODER
+from vdm_jax.commands.configs import config_folder, load_module
 from vdm_jax.generation.editing import files
+from vdm_jax.generation.editing.control_video import ControlVideo
 from vdm_jax.generation.editing.files import VideoJob, edit_video
+from vdm_jax.generation.editing.rerender import Rerender
 from vdm_jax.generation.released.models import load_released, with_size
 from vdm_jax.video.writing import write_video
 
@@ -47,3 +53,26 @@ def test_round_trips_of_earlier_calls_are_kept(job, tmp_path, monkeypatch):
     made = edit_video(generator, job, folder=folder)
     assert made.complete and made.round_trip == {"video": [40.0, 50.0]}
     assert made.record()["round_trip_psnr"] == {"video": 45.0}
+
+
+def test_networks_that_see_the_maps_around_each_frame_edit_one_clip_alone(job, tmp_path, monkeypatch):
+    """At a cut they would see the frame itself in place of its neighbours, which is not what they were trained on."""
+    stage, = load_module(config_folder() / "dream_pose" / "_tiny.py").frames(AUTOENCODER).stages
+    entry = next(entry for entry in stage.network.conditions if entry.name == "control")
+    assert entry.window == 5
+    monkeypatch.setattr(files, "_map_name", lambda stages, job: "control")
+    monkeypatch.setattr(files, "_frames", lambda *given: pytest.fail("it goes on"))
+
+    def begun(frames, **changes):
+        made = dataclasses.replace(stage, video=dataclasses.replace(stage.video, frames=frames))
+        edit_video(SimpleNamespace(stages=lambda first, last: (made,)), dataclasses.replace(job, **changes))
+
+    for changes, cut in (({}, "2 clips of 3"), ({"method": Rerender(interval=2)}, "2 clips of 3")):
+        with refused("Input.window", f"4 frames in {cut} with Input.window=5 of 'control'", "videos made at once"):
+            begun(3, **changes)
+    with pytest.raises(pytest.fail.Exception, match="it goes on"):
+        begun(4)
+    for method, said in ((Rerender(), "single frames of method='rerender'"),
+                         (ControlVideo(smooth=(), hierarchical=True), "ControlVideo.hierarchical=True")):
+        with refused("Input.window", said, "Input.window=5 of 'control'"):
+            method.check(stage, stage.sampling)

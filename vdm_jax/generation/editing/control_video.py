@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 
 from vdm_jax.attention import FirstFrames, Full
 from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.inputs import check_uncut
 from vdm_jax.configuration import Count, Range, Share, config
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.inversion import sampled_from, steps_from
@@ -85,10 +86,11 @@ class ControlVideo(EditsStage):
                             f"permitted: up to {MOST_TOGETHER}, by {other}", "ControlVideo.length")
 
     def check(self, stage: Stage, sampling: Sampling) -> None:
-        """Raise `UserError` for key frames with a network that tells frames by their place among its own, or whose
-        frames see each other in other ways than by spatial attention."""
+        """Raise `UserError` for key frames with a network that tells frames by their place among its own, that takes
+        maps of the frames around each one, or whose frames see each other in other ways than by spatial attention."""
         if not self.hierarchical:
             return
+        check_uncut(stage.network.conditions, f"Stage {stage.name!r}: ControlVideo.hierarchical=True")
         network, terms, found = stage.network, [term.name for term in sampling.terms], None
         if network.unet.video:
             found = "a network with temporal layers or motion modules"

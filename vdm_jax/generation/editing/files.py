@@ -6,13 +6,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from vdm_jax.conditions.inputs import check_uncut
 from vdm_jax.configuration import to_data, to_json
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.edit import edit
@@ -168,7 +169,8 @@ def edit_video(
       progress: called with ("clips", clips done, clips in all).
       stop: asked after each batch of clips; True ends the call there, with the video unfinished.
 
-    Raises `UserError` for a file that cannot be read, maps of another number of frames or that no network takes, and as
+    Raises `UserError` for a file that cannot be read, maps of another number of frames or that no network takes, more
+    frames than one clip has with a network that takes maps of the frames around each one (`Input.window`), and as
     `edit`.
     """
     last = job.options.get("last")
@@ -183,6 +185,7 @@ def edit_video(
         fps = reader.fps if job.fps is None else job.fps
         numbers = reader.index.at(np.arange(_count(reader, fps, job.frames)) / fps)
         cut = _cut(job, len(numbers), spec.frames)  # refused before a folder is there
+        _check_uncut(stages, cut)
         frames, clips = _frames(generator, job, stages, numbers, folder), cut.clips
         begins = float(reader.index.pts[0] * reader.index.time_base)
 
@@ -270,6 +273,14 @@ def _cut(job: VideoJob, frames: int, size: int) -> Cut:
                                 "another; permitted: 1", "edit.at_once")
             return KeyCut(frames, method.interval + 1)
     return Cut(frames, size, any(method.carries_first for method in methods))
+
+
+def _check_uncut(stages: Sequence[Stage], cut: Cut) -> None:
+    """Raise `UserError` for several clips by networks that take maps of the frames around each one."""
+    if cut.clips > 1:
+        for stage in stages:
+            check_uncut(stage.network.conditions,
+                        f"Stage {stage.name!r}: {cut.frames} frames in {cut.clips} clips of {cut.size}")
 
 
 def _methods(job: VideoJob) -> Any:

@@ -12,6 +12,7 @@ import dataclasses
 from typing import Annotated, ClassVar, Literal
 
 from vdm_jax.attention import Spatial
+from vdm_jax.conditions.inputs import check_uncut
 from vdm_jax.configuration import Ascending, Share, Size, config
 from vdm_jax.diffusion.arrays import Video
 from vdm_jax.diffusion.inversion import steps_from
@@ -80,7 +81,9 @@ class Rerender(EditsStage):
         return dataclasses.replace(stage, network=network)
 
     def check(self, stage: Stage, sampling: Sampling) -> None:
-        """Raise `UserError` for sampling in windows of frames, and terms of guidance that lack the other frames."""
+        """Raise `UserError` for sampling in windows of frames, terms of guidance that lack the other frames, and maps
+        of the frames around each one."""
+        check_uncut(stage.network.conditions, f"Stage {stage.name!r}: single frames of method={self.name!r}")
         if sampling.windows is not None or "time" in [term.name for term in sampling.terms]:
             raise UserError(f"Stage {stage.name!r}: sampling.windows={sampling.windows}, terms of "
                             f"{', '.join(term.name for term in sampling.terms) or 'none'} with method={self.name!r}, "
