@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from vdm_jax.conditions.conditioning import Conditioning, conditions_of, drop_named, drop_text
 from vdm_jax.diffusion.arrays import Level, Network
 from vdm_jax.networks import kinds
+from vdm_jax.networks.kinds import network_module
 from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.stage import Stage
 
