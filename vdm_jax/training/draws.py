@@ -10,7 +10,6 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from vdm_jax.conditions.conditioning import Conditioning, conditions_of, drop_named, drop_text
 from vdm_jax.diffusion.arrays import Level, Network
 from vdm_jax.networks import kinds
-from vdm_jax.networks.kinds import network_module
 from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.stage import Stage
 
@@ -59,7 +58,7 @@ def bound_network(
 
 def auxiliary_loss(stage: Stage, params: Any, drawn: Drawn, *, train: bool) -> Float[Array, " B"]:
     """What a network that has a loss of its own adds to that of the noise."""
-    return network_module(stage.network).apply(
+    return kinds.network_module(stage.network).apply(
         {"params": params}, drawn.conditioning, train=train, method="auxiliary_loss",
         rngs={"dropout": drawn.dropout_key})
 
