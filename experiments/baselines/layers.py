@@ -93,7 +93,7 @@ def measured(size: int) -> dict[str, dict[str, float]]:
     import jax
     from speed_workers import compiled_ours
 
-    compiled, (state,), inputs = compiled_ours("train", size, 1)
+    compiled, (state,), inputs, _ = compiled_ours("train", size, 1)
     program = compiled.as_text()
     for _ in range(2):
         state, _ = jax.block_until_ready(compiled(state, *inputs))
@@ -124,7 +124,7 @@ def table(record: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--report", action="store_true", help="only write README.md from the record")
+    parser.add_argument("--report", action="store_true", help="only write docs/performance.md from the record")
     if not parser.parse_args().report:
         # Before JAX counts the cores: with one, instructions follow each other, and their times add up
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})

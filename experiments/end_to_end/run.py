@@ -29,8 +29,8 @@ import jax
 
 from experiments.readme_tables import insert
 from vdm_jax.benchmark.machine import busy_seconds, describe
-from vdm_jax.commands.configs import load_config
 from vdm_jax.errors import UserError
+from vdm_jax.runs.directory import read_cascade
 from vdm_jax.versions import versions
 from vdm_jax.video.writing import atomic_path
 
@@ -106,7 +106,7 @@ def demo(run: Path) -> dict[str, Any]:
     """How fast the stages of a run were trained, by the lines that training wrote. Raises `UserError` where there are
     none."""
     rows = {}
-    for stage in load_config("captioned_digits").stages:
+    for stage in read_cascade(run).stages:
         path = run / stage.name / "metrics.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
         last = lines[-1]["step"] if lines else 0
@@ -166,7 +166,8 @@ def demo_table(found: Mapping[str, Any]) -> str:
              "|---|---|---:|---:|---:|---:|"]
     lines += [f"| {name} | {row['video']} | {row['batch']} | {row['steps']:,} | {row['clips_per_second']} | "
               f"{row['waiting']:.0%} |" for name, row in found["rows"].items()]
-    return "\n".join([*lines, "", f"{made_on(found)} Medians of the lines of training, a device for each core."])
+    return "\n".join([*lines, "", f"{made_on(found)} Medians of the lines that training on this machine "
+                      "wrote, a device for each core."])
 
 
 TABLES = {"commands": commands_table, "compile": compile_table, "demo": demo_table}

@@ -76,6 +76,16 @@ def test_a_token_whose_features_meet_none_gets_zeros_and_finite_gradients():
     assert np.isfinite(pull(jnp.ones_like(out))[0]).all()
 
 
+def test_features_that_meet_only_when_they_are_turned_give_zeros():
+    """One frame of one token: the query's positive channel is the pair of the key's, which positions bring together."""
+    q = jnp.zeros((1, 2, 1, 1, 1, 4)).at[..., 0].set(1.0)
+    k = jnp.zeros((1, 2, 1, 1, 1, 4)).at[..., 2].set(1.0)
+    turn = partial(rotary, axes="t")
+    assert np.abs(np.sum(np.asarray(turn(q)[:, 1] * turn(k)[:, 0]))) > 0.1
+    out, pull = jax.vjp(lambda q: linear_attend(q, k, jnp.ones_like(q), pattern=Full(), turn=turn), q)
+    assert not out.any() and np.isfinite(pull(jnp.ones_like(out))[0]).all()
+
+
 @pytest.mark.parametrize("pattern", [Full(), Causal()], ids=name)
 def test_devices_that_share_frames_and_heads_change_nothing(pattern):
     arrays, cotangent = inputs(), inputs()[0]

@@ -78,12 +78,17 @@ def test_an_interrupted_run_goes_on_and_other_tokens_are_refused(home, monkeypat
     rows.flush()
     Path("again/train.json").write_text(json.dumps(record | {"done": 4}))
     data = PreparedClips(path="clips", image_tokens="again")
-    with refused("image_tokens", "tokens of 4 of 9 clips for a split of 9"):
+    with refused("image_tokens", "tokens of 4 of 9 clips of"):
         PreparedClipsSource(data)
     assert main(common) == 0
     np.testing.assert_array_equal(np.load("again/train.npy"), whole)
     Path("again/train.json").write_text(json.dumps(record | {"clips": 11}))
-    assert "tokens of 11 clips by" in fails(*common)
+    assert "tokens of 11 clips of" in fails(*common)
+    other = record | {"bytes": record["bytes"] + 1}  # as after another preparation
+    Path("again/train.json").write_text(json.dumps(other))
+    assert f"of {other['bytes']} bytes by" in fails(*common)
+    with refused("image_tokens", f"of {other['bytes']} bytes for a split of 9 clips of {record['bytes']} bytes"):
+        PreparedClipsSource(data)
     Path("again/train.json").write_text("{}")
     assert "again/train.json is damaged" in fails(*common)
     Path("again/train.json").write_text(json.dumps(record))
@@ -114,6 +119,8 @@ def test_a_run_goes_on_from_a_picture_by_the_encoder_of_its_tokens(home, monkeyp
     np.testing.assert_array_equal(VideoReader("c.gif").frames([0, 1, 2]), found)
     other = generator(["a red three"], seed=3, masked_video=given, image_tokens=-5 * tokens)
     assert np.abs(other.videos.astype(int) - made.videos).max() > 0
+    assert "--image-encoder=encoder is for --image-prompt" in fails("generate", "run", "--image", "picture.png",
+                                                                    "--image-encoder", "encoder")
     assert "--image-encoder=encoder is for --image-prompt" in fails("sample", "run", "x", "--image-encoder", "encoder")
 
 

@@ -10,6 +10,7 @@ import pytest
 from experiments.end_to_end import run
 from tests.refusals import refused
 from vdm_jax.commands.configs import load_config
+from vdm_jax.runs.directory import open_run
 
 ROW = {"wall": 4.0, "cpu": 6.0, "peak_mib": 900, "others_share": 0.5}
 
@@ -46,9 +47,11 @@ def test_programs_are_of_configs_that_exist():
 
 
 def test_the_speed_of_training_is_the_median_of_its_lines(tmp_path):
-    stages = load_config("captioned_digits").stages
+    experiment = load_config("captioned_digits")
+    open_run(tmp_path, experiment)
+    stages = experiment.stages
     for stage in stages:
-        (tmp_path / stage.name).mkdir()
+        (tmp_path / stage.name).mkdir(exist_ok=True)
         lines = [{"step": 10 * n, "clips_per_second": 100.0 * n, "step_ms": 50.0, "data_wait_ms": 5.0}
                  for n in (1, 2, 4)]
         text = "".join(json.dumps(line) + "\n" for line in [*lines, {"step": 40, "validation_loss": 0.1}])

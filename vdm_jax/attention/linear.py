@@ -17,7 +17,7 @@ from vdm_jax.attention.patterns import by_heads
 from vdm_jax.attention.products import Pattern, Shape, frame_table, products
 from vdm_jax.errors import UserError
 
-EPSILON = 1e-15  # of the denominator, as published
+LEAST = 1e-12  # of the denominator; published is 1e-15 added to it
 
 
 def linear_attend(
@@ -26,7 +26,9 @@ def linear_attend(
     frame_valid: Bool[Array, "B T"] | None = None,
 ) -> Float[Array, "B T H W K D"]:
     """For each query q_i the mean of the values v_j that it sees, by weights `turn(f(q_i)) . turn(f(k_j))` over the sum
-    of `f(q_i) . f(k_j)`, with f the ReLU. Products are in float32. A token whose features meet none gets zeros.
+    of `f(q_i) . f(k_j)`, with f the ReLU. Products are in float32. A token whose features meet none gets zeros; by the
+    published form, which only adds 1e-15 below, it would get values of 1e15, as turned features meet where others do
+    not.
 
     The work grows with the tokens, `4 D^2` FLOPs per token and head: a frame is the sum of its `f(k_j) v_j^T`, and
     those of the frames that a frame sees are added.
@@ -46,8 +48,9 @@ def linear_attend(
         keys = jnp.where(frame_valid[:, :, None, None, None, None], keys, 0)
     told = jnp.einsum("bthwkd,bthwke->btkde", turn(keys), v.astype(jnp.float32))
     found = jnp.einsum("bthwkd,btkde->bthwke", turn(asking), _seen(told, table))
-    weight = jnp.einsum("bthwkd,btkd->bthwk", asking, _seen(keys.sum((2, 3)), table))
-    return (found / (weight[..., None] + EPSILON)).astype(v.dtype)
+    weight = jnp.einsum("bthwkd,btkd->bthwk", asking, _seen(keys.sum((2, 3)), table))[..., None]
+    met = weight > LEAST
+    return jnp.where(met, found / jnp.where(met, weight, 1), 0).astype(v.dtype)  # two: no gradient is NaN
 
 
 def _seen(frames: Float[Array, "B T *rest"], table: Bool[np.ndarray, "T T"]) -> Float[Array, "B _ *rest"]:

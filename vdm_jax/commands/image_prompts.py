@@ -16,13 +16,14 @@ if TYPE_CHECKING:  # JAX is not imported before the options are checked
 OTHERS = ("image_prompt_scale", "image_prompt_adapter", "image_encoder")  # that say how --image-prompt is taken
 
 
-def check_image_prompt(options: Any) -> None:
-    """Refuse files that are not there, and options without pictures, before anything is loaded. Raises `UserError`."""
+def check_image_prompt(options: Any, first_frames: bool = False) -> None:
+    """Refuse files that are not there, and options without pictures, before anything is loaded; with `first_frames` the
+    encoder may be for those of --image. Raises `UserError`."""
     for path in options.image_prompt:
         if not path.is_file():
             raise UserError(f"--image-prompt={path} is not a file; permitted: a picture, or a .npy file of faces")
     for name in OTHERS:
-        encodes = name == "image_encoder" and bool(getattr(options, "image", ()))
+        encodes = name == "image_encoder" and first_frames and bool(options.image)
         if (value := getattr(options, name)) is not None and not options.image_prompt and not encodes:
             raise UserError(f"--{name.replace('_', '-')}={value} is for --image-prompt; permitted: --image-prompt FILE "
                             "with it")

@@ -384,7 +384,7 @@ def check(options: Sample) -> None:
         if not path.exists():
             raise UserError(f"--control={path} does not exist; permitted: a video, a picture, a folder of pictures "
                             "or .json of strokes")
-    check_image_prompt(options)
+    check_image_prompt(options, first_frames=True)
     one_guidance(options.guidance, options.guidance_scale, guides(options.guide))
     cache_plan(options.cache, options.cache_threshold)
     weighted_files("--lora", options.lora)

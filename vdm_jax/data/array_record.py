@@ -250,7 +250,7 @@ class PreparedClipsSource:
                             "damaged; copy or prepare the set again")
         check_record_file(records, most=2 * self._clip_bytes + 2**20)
         tokens = spec.image_tokens
-        self._tokens = FirstFrameTokens(tokens, split, len(self)) if tokens else None
+        self._tokens = FirstFrameTokens(tokens, split, len(self), size) if tokens else None
 
     def __len__(self) -> int:
         return self.metadata["clips"]

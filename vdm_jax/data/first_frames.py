@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
-from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
 from vdm_jax.video.json_files import read_json
 from vdm_jax.video.writing import atomic_path
 
 if TYPE_CHECKING:
+    from vdm_jax.data.array_record import PreparedClipsSource
     from vdm_jax.data.picture_encoding import PictureEncoder
 
 FIELD = "image_tokens"  # of a clip
@@ -33,22 +33,24 @@ class Made:
 
     encoder: str  # folder of the encoder
     clips: int
+    bytes: int  # of the file of clips, which another preparation changes
     done: int  # clips whose tokens are there
 
 
 class FirstFrameTokens:
-    """The tokens of the clips of one split. Raises `UserError` where they are missing, damaged, unfinished or of
-    another number of clips."""
+    """The tokens of the clips of one split, so many in a file of so many bytes. Raises `UserError` where they are
+    missing, damaged, unfinished or of other clips."""
 
-    def __init__(self, folder: str, split: str, clips: int):
+    def __init__(self, folder: str, split: str, clips: int, size: int):
         self.path = Path(folder).expanduser() / f"{split}.npy"
         made = _read_made(self.path)
         if made is None:
             raise UserError(f"PreparedClips.image_tokens={folder!r} has no tokens of the split {split!r}; permitted: a "
                             "folder that vdm-jax embed CONFIG --first-frames made")
-        if (made.clips, made.done) != (clips, clips):
-            raise UserError(f"{self.path} has tokens of {made.done} of {made.clips} clips for a split of {clips}; "
-                            "permitted: those of all clips, by vdm-jax embed CONFIG --first-frames", FIELD)
+        if (made.clips, made.done, made.bytes) != (clips, clips, size):
+            raise UserError(f"{self.path} has tokens of {made.done} of {made.clips} clips of {made.bytes} bytes for a "
+                            f"split of {clips} clips of {size} bytes; permitted: those of all clips as they were "
+                            "prepared, by vdm-jax embed CONFIG --first-frames", FIELD)
         if len(self._rows()) != clips:
             raise UserError(f"{self.path} has {len(self._rows())} rows for {clips} clips; make it again", FIELD)
 
@@ -67,7 +69,7 @@ class FirstFrameTokens:
 
 
 def embed_first_frames(
-    encoder: PictureEncoder, source: RandomAccessSource, folder: str | Path, split: str, *, batch_size: int = 32,
+    encoder: PictureEncoder, source: PreparedClipsSource, folder: str | Path, split: str, *, batch_size: int = 32,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
     """Hidden states before the last layer of the first frame of each clip, in the file of a split, which is returned.
@@ -75,19 +77,20 @@ def embed_first_frames(
 
     Raises `UserError` for a clip that does not decode, and a file by another encoder or of another number of clips.
     """
-    path, made = Path(folder).expanduser() / f"{split}.npy", Made(str(encoder.folder.absolute()), len(source), 0)
+    path = Path(folder).expanduser() / f"{split}.npy"
+    made = Made(str(encoder.folder.absolute()), len(source), source.metadata["bytes"], 0)
     found = _read_made(path)
     if found is not None:
         if dataclasses.replace(found, done=0) != made:
-            raise UserError(f"{path} has tokens of {found.clips} clips by {found.encoder}; permitted: a new folder, or "
-                            f"{made.clips} clips and the same encoder", FIELD)
+            raise UserError(f"{path} has tokens of {found.clips} clips of {found.bytes} bytes by {found.encoder}; "
+                            f"permitted: a new folder, or {made.clips} clips of {made.bytes} bytes and the same "
+                            "encoder", FIELD)
         made = found
     path.parent.mkdir(parents=True, exist_ok=True)
-    clip = getattr(source, "exact", source.__getitem__)  # no other in its place: tokens are kept by number
     rows = None
     for start in range(made.done, made.clips, batch_size):
         numbers = range(start, min(start + batch_size, made.clips))
-        pictures = [Image.fromarray(clip(number)["video"][0]) for number in numbers]
+        pictures = [Image.fromarray(source.exact(number)["video"][0]) for number in numbers]
         tokens = encoder(pictures, hidden=True, rows=batch_size + 1).vectors
         if rows is None:
             shape = (made.clips, *tokens.shape[1:])
@@ -114,8 +117,9 @@ def _read_made(path: Path) -> Made | None:
         return None
     try:
         made = Made(**read_json(record))
-        if not isinstance(made.encoder, str) or not all(type(n) is int for n in (made.clips, made.done)):
-            raise TypeError("encoder, clips or done")
+        if not isinstance(made.encoder, str) or not all(
+                type(number) is int for number in (made.clips, made.bytes, made.done)):
+            raise TypeError("encoder, clips, bytes or done")
     except (OSError, ValueError, TypeError, RecursionError) as error:
         raise UserError(f"{record} is damaged ({error}); make the tokens again", FIELD) from error
     return made
