@@ -28,7 +28,8 @@ def write_report(path: Path, readme: Path, page: Path | None = None) -> None:
     text = readme.read_text()
     if path.exists():
         found = load(path)
-        rows = found["rows"]
+        # What the compiler could not compile for want of something else than memory is shown as counted from shapes
+        rows = {name: row for name, row in found["rows"].items() if not without_program(row)}
         for study in TABLES:
             text = insert(text, study, scaling_tables(study, rows, found.get("shapes", {})))
         for study in TITLES:
@@ -62,6 +63,11 @@ def twin(case: Case, rows: dict[str, Row]) -> Row | None:
     same = [other for other in cases() if other.program == case.program
             and rows.get(other.name, {}).get("status") == "compiled"]
     return rows[min(same, key=lambda other: abs(other.chips - case.chips)).name] if same else None
+
+
+def without_program(row: Row) -> bool:
+    """Whether the compiler gave up on a program, and not for want of memory."""
+    return row["status"].startswith("out of ") and row["verdict"] == "unknown"
 
 
 def scaling_tables(study: str, rows: dict[str, Row], shapes: dict[str, Row]) -> str:
@@ -142,7 +148,7 @@ def scaling_cells(row: Row, like: Row | None = None) -> list[str]:
         source = {"memory": {"needed": row["least"]}, "collectives": [{"sent": row["moved"]["sent"]}]}
     needed = source.get("memory", {}).get("needed")
     memory = f"{needed / GIB:.1f} of {row['capacity'] / GIB:.1f}{mark}" if needed else row["status"]
-    if row["verdict"] != "fits" if not counted else needed > row["capacity"]:
+    if row["verdict"] == "does not fit" if not counted else needed > row["capacity"]:
         memory += ", does not fit"
     at_least = "at least " if counted and like is None else ""
     roof, sent = row["roofline"], sum(c["sent"] for c in source["collectives"])

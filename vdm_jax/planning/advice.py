@@ -36,13 +36,16 @@ def capacity_of(device: jax.Device) -> int | None:
 def judge(report: Mapping[str, Any], capacity: int | None) -> dict[str, Any]:
     """The report with `capacity` (bytes per device), `verdict` and `advice`.
 
-    The verdict is "fits", "does not fit", or "unknown" where neither the compiler nor a capacity decides. The
-    limit is what the compiler states when it refuses, else `capacity`.
+    The verdict is "fits", "does not fit", or "unknown" where neither the compiler nor a capacity decides, as when the
+    compiler runs out of something else than memory, such as flags for what goes on at once (`sflag`). The limit is what
+    the compiler states when it refuses, else `capacity`.
     """
     limit = report.get("compiler_limit") or capacity
     needed = report.get("memory", {}).get("needed")
-    if report["status"] != "compiled":
+    if report["status"] in ("out of memory", "out of vector memory"):
         verdict = "does not fit"
+    elif report["status"] != "compiled":
+        verdict = "unknown"
     elif needed is None or limit is None:
         verdict = "unknown"
     else:

@@ -257,11 +257,13 @@ def refused(error: Exception, flags: Sequence[tuple[str, str]] = ()) -> dict[str
                         "of its platform and version") from None
     if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
         raise error
-    vector = re.search(r"vmem", text, re.IGNORECASE) and not re.search(r"hbm", text, re.IGNORECASE)
-    found: dict[str, Any] = {"status": "out of vector memory" if vector else "out of memory", "reason": text[:400],
-                             "collectives": [], "as_compiled": None, "roofline": None}
+    space = re.search(r"memory space (\w+)", text)
+    name = "hbm" if re.search(r"hbm", text, re.IGNORECASE) else space[1].lower() if space else "hbm"
+    status = {"hbm": "out of memory", "vmem": "out of vector memory"}.get(name, f"out of {name}")
+    found: dict[str, Any] = {"status": status, "reason": text[:400], "collectives": [], "as_compiled": None,
+                             "roofline": None}
     sizes = [float(number) * UNITS[unit] for number, unit in re.findall(r"\b(\d+(?:\.\d+)?)([KMGT])\b", text)]
-    if not vector and len(sizes) >= 2:
+    if name == "hbm" and len(sizes) >= 2:
         found["memory"] = {"needed": int(sizes[0])}
         found["compiler_limit"] = int(sizes[1])
     return found
