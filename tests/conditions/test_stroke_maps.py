@@ -159,3 +159,9 @@ def test_windows_cut_strokes_and_flow_with_the_video():
     assert np.unique(corners).size > 1
     for strokes, drawn, (row, column) in zip(conditioning.inputs["strokes"], whole, np.asarray(corners), strict=True):
         np.testing.assert_array_equal(strokes, drawn[:, row : row + 8, column : column + 8])
+
+
+def test_strokes_enter_as_channels_alone():
+    assert Input(name="strokes", width=3, enters="channels").way == "channels"
+    with refused("Input.enters", "'residuals' of 'strokes'", "permitted: channels, None"):
+        Input(name="strokes", width=3, enters="residuals")

@@ -61,6 +61,7 @@ class StrokeMap(ControlMap):
 
     name = STROKES
     enters = "channels"
+    ways = ("channels",)  # residuals would need their options, and the size of pixels
     field: ClassVar[str] = "control"  # of a clip
 
     def __init__(self):
