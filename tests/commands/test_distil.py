@@ -126,6 +126,17 @@ def test_the_scores_of_a_causal_student_may_be_those_of_another_run():
         wrong.check_teacher(stage, read_cascade(Path("full")).stages[0])
 
 
+def test_scores_of_a_run_that_is_guided_by_something_else_are_refused():
+    experiment = load_config("causal_digits").with_words(caption_words())
+    stage = experiment.stages[0]
+    frames = dataclasses.replace(stage, sampling=dataclasses.replace(stage.sampling, guided_by="frames", guidance=0.0))
+    for name, one in (("teacher", stage), ("frames", frames)):
+        open_run(Path(name), dataclasses.replace(experiment, stages=(one,)))
+    options = Distil("teacher", method="self_forcing", score_teacher="frames")
+    with refused("distil.score_teacher", "--score-teacher=frames", "guided_by='frames'", "in teacher 'prompt'"):
+        distilled(read_cascade(Path("teacher")), [stage.name], Path("teacher"), options)
+
+
 @pytest.mark.full
 def test_a_cascade_becomes_a_cascade_of_consistency_models(teacher):
     assert main(["distil", "teacher", "--method", "consistency", "--steps", "2", "--updates", "2", "--intervals", "4",

@@ -15,9 +15,11 @@ from vdm_jax.commands.configs import config_folder, load_module
 from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, Request, SampledVideos, Sizes
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.conditions.inputs import Input
-from vdm_jax.conditions.strokes import DrawnStrokes, displacements, drawn_strokes, rasterised
+from vdm_jax.conditions.low_resolution import LowResolution
+from vdm_jax.conditions.strokes import DrawnStrokes, displacements, drawn_for_clips, drawn_strokes, rasterised
 from vdm_jax.networks.config import Level, UNet
-from vdm_jax.stages.inputs import training_inputs
+from vdm_jax.stages.inputs import draw_corners, training_inputs
+from vdm_jax.stages.options import Training
 from vdm_jax.stages.stage import Stage
 from vdm_jax.video.strokes import Stroke, decoded, encoded, steps_at
 
@@ -142,3 +144,24 @@ def test_a_network_of_pixels_sees_strokes_as_channels():
     clips = batch(np.random.default_rng(5))
     clips = {name: jnp.concatenate([x, x], axis=1) for name, x in clips.items()}
     assert set(training_inputs(stage, clips, jax.random.key(0))[1].inputs) == {"strokes", "flow"}
+
+
+def test_windows_cut_strokes_and_flow_with_the_video():
+    """The video is the picture of the flow itself, so that both agree wherever the window lies."""
+    flow = batch(np.random.default_rng(6))["control"]
+    stage = Stage(name="base", video=STAGE.video, process=STAGE.process, training=Training(crop=(8, 8)),
+                  source=LowResolution(frames=2, height=8, width=8), network=UNet(
+                      levels=(Level(channels=8),), low_resolution=True, conditions=(Input(name="strokes", width=3),)))
+    x, conditioning, _ = training_inputs(stage, {"video": flow, "control": flow}, jax.random.key(0))
+    np.testing.assert_allclose(conditioning.inputs["flow"], displacements((x + 1) / 2), atol=1e-5)
+    keys = jax.random.split(jax.random.split(jax.random.key(0))[1], 3)
+    whole, corners = drawn_for_clips(stage.network, keys, displacements(flow)), 2 * draw_corners(keys, stage)
+    assert np.unique(corners).size > 1
+    for strokes, drawn, (row, column) in zip(conditioning.inputs["strokes"], whole, np.asarray(corners), strict=True):
+        np.testing.assert_array_equal(strokes, drawn[:, row : row + 8, column : column + 8])
+
+
+def test_strokes_enter_as_channels_alone():
+    assert Input(name="strokes", width=3, enters="channels").way == "channels"
+    with refused("Input.enters", "'residuals' of 'strokes'", "permitted: channels, None"):
+        Input(name="strokes", width=3, enters="residuals")

@@ -11,11 +11,18 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
+from vdm_jax.attention.patterns import Spatial, WithExtraKeys
 from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, SampledVideos
+from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.generation.editing.prompt_to_prompt import in_pairs
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.token_weights import weighted_tokens
 from vdm_jax.networks.blocks.attention import Attention
+from vdm_jax.networks.config import CrossAttention, Level, SelfAttention, UNet
+from vdm_jax.networks.latent_network import LatentNetwork
+from vdm_jax.networks.latent_unet import LATENT_UNET_SD1
+from vdm_jax.networks.transformer.config import wan
+from vdm_jax.networks.transformer.members import cogvideox, hunyuan
 
 BATCH, FRAMES, TOKENS, HEADS, WIDTH = 2, 3, 5, 2, 4
 
@@ -140,3 +147,28 @@ def test_latents_of_several_frames_take_those_of_the_clip(experiment):
         CONDITIONS["text"].in_sampling(conditioning, videos)
     assert CONDITIONS["text"].in_sampling(dataclasses.replace(
         conditioning, token_weights=jnp.ones((1, 1, 3))), videos) == {}
+
+
+EMBEDDED, SIZES = EmbeddedText(width=6), {"width": 16, "heads": 2, "layers": 1, "text": EmbeddedText(width=6)}
+JOINED, CROSSED = SelfAttention(pattern=WithExtraKeys(inner=Spatial()), head_dim=4), CrossAttention(head_dim=4)
+
+
+@pytest.mark.parametrize("network, acts", [
+    (UNet(levels=(Level(channels=8, mixers=(CROSSED,)),), text=EMBEDDED), True),
+    (UNet(levels=(Level(channels=8),), middle=(CROSSED,), text=EMBEDDED), True),
+    (UNet(levels=(Level(channels=8, mixers=(JOINED,)),), text=EMBEDDED), False),
+    (UNet(levels=(Level(channels=8, mixers=(JOINED, CROSSED)),), text=EMBEDDED), False),
+    (UNet(levels=(Level(channels=8),), text=EMBEDDED), False),  # pooled text
+    (LatentNetwork(unet=LATENT_UNET_SD1, text=EmbeddedText(width=768)), True),
+    (wan(**SIZES, hidden=8), True), (cogvideox(**SIZES), False), (hunyuan(**SIZES), False)])
+def test_networks_without_cross_attention_to_text_are_refused(experiment, network, acts):
+    stage = dataclasses.replace(experiment.stages[0])
+    object.__setattr__(stage, "network", network)  # of no fitting stage, which nothing here reads
+    conditioning = Conditioning(token_weights=jnp.ones((1, 1, 3)))
+    videos = SampledVideos(stage, jax.random.split(jax.random.key(0), 1), None, None, False, False, None)
+    if acts:
+        assert CONDITIONS["text"].in_sampling(conditioning, videos) == {}
+        return
+    with refused("text.token_weights", "'base'", "cross-attention alone", "text_stream='cross'"):
+        CONDITIONS["text"].in_sampling(conditioning, videos)
+    assert CONDITIONS["text"].in_sampling(Conditioning(), videos) == {}

@@ -244,13 +244,18 @@ def check_causal(stage: Stage) -> None:
 
 def score_teacher(stage: Stage, folder: Path, options: Distil) -> tuple[Path, Stage]:
     """The run by whose scores a causal student learns, and its stage of the student's name. Raises `UserError` where
-    there is none."""
+    there is none, or it is guided by something else."""
     from vdm_jax.runs.directory import find_run, read_cascade
 
     if options.score_teacher is None:
         return folder, stage
     other = find_run(options.score_teacher)
-    return other, read_cascade(other).stage(stage.name)
+    teacher, own = read_cascade(other).stage(stage.name), stage.sampling.guided_by
+    if teacher.sampling.guided_by != own:
+        raise UserError(f"--score-teacher={options.score_teacher}: stage {stage.name!r} there has sampling.guided_by="
+                        f"{teacher.sampling.guided_by!r}, and in {folder} {own!r}, by which the student learns; "
+                        f"permitted: a run of {own!r}", "distil.score_teacher")
+    return other, teacher
 
 
 def sampling_of(stage: Stage, options: Distil, weights: tuple[float, float] | None):

@@ -27,6 +27,8 @@ class Conditioned(Protocol):
     inherits this, which says that all are absent. A further condition has no member: `conditions` names it."""
 
     text: TextInput | None = None
+    # Whether the video attends to its tokens by cross-attention alone, where factors on them act
+    crosses_text: bool = False
     classes: int = 0  # of a class label; 0: takes none
     scalars: tuple[str, ...] = ()  # names of numbers, such as "fps"
     low_resolution: bool = False  # a low-resolution video

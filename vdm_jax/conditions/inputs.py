@@ -60,7 +60,8 @@ class Input:
         if self.name not in found:
             raise UserError(f"Input.name={self.name!r} is not a registered condition of this kind; permitted: "
                             f"{', '.join(found) or 'none is registered'}")
-        permitted = [way for way, form in FORMS.items() if form == self.condition.form] or [self.condition.enters]
+        permitted = self.condition.ways or [way for way, form in FORMS.items() if form == self.condition.form] or [
+            self.condition.enters]
         if self.way not in permitted:
             raise UserError(f"Input.enters={self.enters!r} of {self.name!r}, a {self.condition.form}; permitted: "
                             f"{', '.join(permitted)}, None")
@@ -126,6 +127,7 @@ class InputCondition(Condition):
     parts = ("inputs",)
     nullable = True
     form: ClassVar[str]  # of its array, by `enters` unless it is of frames
+    ways: ClassVar[tuple[Way, ...]] = ()  # in which it may enter; (): in all those of its form
     dtype: ClassVar[Any] = jnp.float32  # of the field of a batch
     # The array is made of the clips themselves, whose videos are the field and the argument
     of_video: ClassVar[bool] = False

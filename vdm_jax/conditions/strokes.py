@@ -29,6 +29,7 @@ from vdm_jax.conditions.conditioning import (
 )
 from vdm_jax.conditions.control import ControlMap
 from vdm_jax.conditions.inputs import fitted
+from vdm_jax.conditions.low_resolution import cut_windows, scales_of
 from vdm_jax.configuration import CountOrZero, Share, config
 from vdm_jax.errors import UserError
 from vdm_jax.video.strokes import RADIUS
@@ -60,6 +61,7 @@ class StrokeMap(ControlMap):
 
     name = STROKES
     enters = "channels"
+    ways = ("channels",)  # residuals would need their options, and the size of pixels
     field: ClassVar[str] = "control"  # of a clip
 
     def __init__(self):
@@ -97,10 +99,15 @@ class StrokeMap(ControlMap):
         return {"inputs": {self.name: drawn_for_clips(stage.network, _same_keys(len(flow)), flow), FLOW: flow}}
 
     def in_training(self, conditioning: Conditioning, clips: TrainingClips) -> dict[str, Any]:
-        """Strokes drawn anew, the flow, and the first frame; nothing of appended images."""
+        """Strokes drawn anew, the flow, and the first frame; nothing of appended images. Windows are cut from whole
+        frames with their strokes, so that these are as many and as large as in sampling."""
         frames, *sides = clips.x.shape[1:4]
-        flow = fitted(conditioning.inputs[FLOW], *self.grid(clips.stage, (frames - clips.images, *sides)))
+        grid, flow = self.grid(clips.stage, (frames - clips.images, *sides)), conditioning.inputs[FLOW]
+        flow = flow if clips.corners is not None else fitted(flow, *grid)
         maps = {self.name: drawn_for_clips(clips.stage.network, clips.keys, flow), FLOW: flow}
+        if clips.corners is not None:
+            corners, crop = clips.corners * jnp.array(scales_of(clips.stage)), clips.stage.training.crop
+            maps = {name: fitted(cut_windows(value, corners, crop), *grid) for name, value in maps.items()}
         found = {name: jnp.pad(value, ((0, 0), (0, clips.images), (0, 0), (0, 0), (0, 0)))
                  for name, value in maps.items()}
         completed = clips.stage.network.flow_strokes is not None

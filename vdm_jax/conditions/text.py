@@ -219,8 +219,14 @@ class Text(Condition):
         return found | {TOKEN_WEIGHTS: jnp.asarray(weights, jnp.float32)[:, ::every]}
 
     def in_sampling(self, conditioning: Conditioning, videos: SampledVideos) -> dict[str, Any]:
-        """Nothing. Raises `UserError` for factors of frames where latents are of several."""
+        """Nothing. Raises `UserError` for factors of frames where latents are of several, and for networks in which
+        factors do not act on all attention to text."""
         weights, frames = conditioning.token_weights, videos.shape[1]
+        if weights is not None and not videos.stage.network.crosses_text:
+            raise UserError(f"token_weights given for stage {videos.stage.name!r}, whose network does not attend to "
+                            "text by cross-attention alone; permitted: None, or a UNet whose mixers see text by "
+                            "CrossAttention, a VideoTransformer of text_stream='cross', a LatentNetwork",
+                            "text.token_weights")
         if weights is not None and weights.shape[1] not in (1, frames):
             raise UserError(f"token_weights of {weights.shape[1]} frames for stage {videos.stage.name!r}, whose "
                             "latents are of several frames; permitted: one for the clip, or latents of one frame each",

@@ -414,6 +414,9 @@ def sample_stage(
         if inside is not None or stop is not None:
             raise UserError(f"stage {stage.name!r}: sampling.by_blocks=True with parts of the video that are given, or "
                             "a stage after it that goes on from noise; permitted: neither")
+        if conditioning.token_weights is not None:
+            raise UserError(f"stage {stage.name!r}: sampling.by_blocks=True with token_weights; permitted: None, or "
+                            "by_blocks=False", "Sampling.by_blocks")
         lacking = [without_guessed(conditioning.without(sampling.guided_by))] if is_guided(stage, sampling) else []
         x = sample_by_blocks(stage, sampling, params, keys, [conditioning, *lacking], levels, released,
                              embedded=embedded, finish=lambda denoise: with_threshold(denoise, sampling))

@@ -293,6 +293,14 @@ class UNet(Backbone):
         return self.temporal_patch * math.prod(level.temporal_stride for level in self._reducing)
 
     @property
+    def crosses_text(self) -> bool:
+        """Whether mixers see text by `CrossAttention` alone."""
+        mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)
+        joined = any(isinstance(m, SelfAttention) and isinstance(m.pattern, WithExtraKeys) and m.extra_tokens == "text"
+                     for m in mixers)
+        return self.text is not None and not joined and any(isinstance(m, CrossAttention) for m in mixers)
+
+    @property
     def injected(self) -> bool:
         """Whether conditioning frames enter by `FrameInjection`."""
         mixers = [m for level in self.levels for m in level.mixers] + list(self.middle)

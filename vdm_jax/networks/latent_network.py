@@ -128,6 +128,11 @@ class LatentNetwork(Backbone):
         return self.frame_conditioning != "none"
 
     @property
+    def crosses_text(self) -> bool:
+        """Whether it reads text, always by cross-attention."""
+        return self.text is not None
+
+    @property
     def out_channels(self) -> int:
         """Of the latents, which it takes and predicts."""
         return self.unet.out_channels

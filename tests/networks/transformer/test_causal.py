@@ -139,6 +139,12 @@ def test_sampling_by_blocks_is_recomputation_of_all_frames(made):
     np.testing.assert_allclose(found, np.clip(z, -1, 1), atol=2e-5)
 
 
+def test_factors_on_words_are_refused_by_blocks():
+    stage, keys = stage_of(WAN), jax.random.split(jax.random.key(0), 2)
+    with refused("Sampling.by_blocks", "'base'", "by_blocks=True with token_weights", "by_blocks=False"):
+        sample_stage(stage, stage.sampling, {}, keys, TEXT.replace(token_weights=jnp.ones((2, 1, 3))))
+
+
 @pytest.mark.full
 def test_sampling_by_blocks_on_a_mesh_is_that_of_one_device():
     """Caches are split by samples and heads: the same videos on data x fsdp x tensor devices."""

@@ -197,6 +197,11 @@ class VideoTransformer(Backbone):
         return self.text_stream != "cross"
 
     @property
+    def crosses_text(self) -> bool:
+        """Whether the blocks attend to text that is no part of the sequence."""
+        return self.text is not None and not self.text_in_sequence
+
+    @property
     def attends_outside(self) -> bool:
         """Whether the blocks have an attention to tokens that are none of the sequence."""
         return not self.text_in_sequence and (self.text is not None or bool(self.entering("tokens")))
