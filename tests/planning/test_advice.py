@@ -69,8 +69,8 @@ def test_vector_memory_is_another_matter():
 
 
 def test_what_is_no_memory_is_told_by_its_name_and_no_verdict_on_memory():
-    found = refused(RuntimeError("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory space "
-                                 "sflag. Used 2.5K of 2.0K sflag. Exceeded sflag capacity by 480B."))
+    found = refused(RuntimeError("RESOURCE_EXHAUSTED: XLA:TPU compile permanent error. Ran out of memory in memory "
+                                 "space sflag. Used 2.5K of 2.0K sflag. Exceeded sflag capacity by 480B."))
     assert found["status"] == "out of sflag" and "memory" not in found and "compiler_limit" not in found
     judged = judge({**REPORT, "memory": {}, **found}, GIB)
     assert (judged["verdict"], judged["capacity"], judged["advice"]) == ("unknown", GIB, [])
