@@ -17,7 +17,7 @@ def test_long_edits_are_measured_once_in_a_process_of_their_own(tmp_path):
     long_edits.main(options, page)
     row, = run.read(out)
     assert (row["frames"], row["seen"], row["sampler"]) == (9, 5, long_edits.HIERARCHICAL)  # key frames 0, 2, 4, 6, 8
-    assert row["peak_mib"] > 100 and row["cpu"] > 0
+    assert row["cpu"] > 0 and (row["peak_mib"] is None or row["peak_mib"] > 100)  # None: no more than this process has
     long_edits.main(options, page)  # which goes on with nothing
     assert run.read(out) == [row] and "| from key frames | 9 | 5 |" in page.read_text()
 

@@ -130,7 +130,7 @@ def temporal_convolution(
     name: str | None = None,
 ) -> TemporalConvolutions:
     """One temporal convolution."""
-    return TemporalConvolutions(1, config.kernel, config.causal, groups=groups, norm_over=norm_over, dtype=dtype,
+    return TemporalConvolutions(1, config.kernel, causal=config.causal, groups=groups, norm_over=norm_over, dtype=dtype,
                                 sharded_axis=sharded_axis, name=name)
 
 
