@@ -131,7 +131,8 @@ def _first_frames(options: Embed) -> int:
         source = open_source(bare, split)
         with rich.progress.Progress(console=log_console(), disable=not log_console().is_terminal) as bar:
             task = bar.add_task(f"encoding first frames of {split}", total=len(source))
-            path = embed_first_frames(encoder, source, out, split, batch_size=options.batch_size,
+            path = embed_first_frames(encoder, source, out, split, size=source.metadata["bytes"],
+                                      batch_size=options.batch_size,
                                       progress=lambda done, task=task, bar=bar: bar.update(task, completed=done))
         print(f"{path}: {len(source)} clips, {encoder.width(True)} channels")
     return 0

@@ -16,12 +16,12 @@ import numpy as np
 from jaxtyping import Float
 from PIL import Image
 
+from vdm_jax.data.source import RandomAccessSource
 from vdm_jax.errors import UserError
 from vdm_jax.video.json_files import read_json
 from vdm_jax.video.writing import atomic_path
 
 if TYPE_CHECKING:
-    from vdm_jax.data.array_record import PreparedClipsSource
     from vdm_jax.data.picture_encoding import PictureEncoder
 
 FIELD = "image_tokens"  # of a clip
@@ -69,16 +69,16 @@ class FirstFrameTokens:
 
 
 def embed_first_frames(
-    encoder: PictureEncoder, source: PreparedClipsSource, folder: str | Path, split: str, *, batch_size: int = 32,
-    progress: Callable[[int], None] = lambda done: None,
+    encoder: PictureEncoder, source: RandomAccessSource, folder: str | Path, split: str, *, size: int,
+    batch_size: int = 32, progress: Callable[[int], None] = lambda done: None,
 ) -> Path:
     """Hidden states before the last layer of the first frame of each clip, in the file of a split, which is returned.
-    An interrupted call goes on where it stopped.
+    An interrupted call goes on where it stopped. `size` are the bytes of the file of clips.
 
     Raises `UserError` for a clip that does not decode, and a file by another encoder or of another number of clips.
     """
     path = Path(folder).expanduser() / f"{split}.npy"
-    made = Made(str(encoder.folder.absolute()), len(source), source.metadata["bytes"], 0)
+    made = Made(str(encoder.folder.absolute()), len(source), size, 0)
     found = _read_made(path)
     if found is not None:
         if dataclasses.replace(found, done=0) != made:
@@ -87,10 +87,11 @@ def embed_first_frames(
                             "encoder", FIELD)
         made = found
     path.parent.mkdir(parents=True, exist_ok=True)
+    clip = getattr(source, "exact", source.__getitem__)  # no other in its place: tokens are kept by number
     rows = None
     for start in range(made.done, made.clips, batch_size):
         numbers = range(start, min(start + batch_size, made.clips))
-        pictures = [Image.fromarray(source.exact(number)["video"][0]) for number in numbers]
+        pictures = [Image.fromarray(clip(number)["video"][0]) for number in numbers]
         tokens = encoder(pictures, hidden=True, rows=batch_size + 1).vectors
         if rows is None:
             shape = (made.clips, *tokens.shape[1:])
