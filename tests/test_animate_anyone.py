@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import rich.console
 from flax.traverse_util import flatten_dict
 
 import vdm_jax
 from tests.refusals import refused
+from tests.tiny_systems import train
 from tests.training.latents import AUTOENCODER, random_params, write_model
 from tests.weights.folders import tensors_of, write
 from vdm_jax.commands.configs import config_folder, load_module
@@ -26,12 +25,9 @@ from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.latent_unet_network import LatentUNetNetwork
 from vdm_jax.networks.pose_guider import PoseGuider, PoseGuiderNetwork
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.runs.directory import open_run
 from vdm_jax.runs.records import read_records
 from vdm_jax.stages.options import GuidanceTerm
 from vdm_jax.stages.parameters import example_conditioning, initial_params
-from vdm_jax.training.loop import Trainer
-from vdm_jax.training.report import Report
 from vdm_jax.training.trainable import split
 from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.writing import write_png, write_video
@@ -173,14 +169,8 @@ def home(tmp_path_factory):
         assert main(["embed", "pictures", "--encoder", "image_encoder", "--out", "vectors"]) == 0
         for name, experiment in (("images_run", TINY.images(AUTOENCODER)), (
                 "videos_run", TINY.videos(AUTOENCODER, "images_run"))):
-            trained(experiment, home / name)
+            train(experiment, home / name)
     return home
-
-
-def trained(experiment, run):
-    open_run(run, experiment)
-    report = Report(rich.console.Console(file=io.StringIO()))
-    Trainer(experiment, experiment.stages[0], run, report, devices=jax.devices()[:1]).train()
 
 
 @pytest.mark.full

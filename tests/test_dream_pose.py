@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import rich.console
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
 import vdm_jax
 from tests.refusals import refused
+from tests.tiny_systems import train
 from tests.training.latents import AUTOENCODER, random_params, write_model
 from tests.weights.folders import tensors_of, write
 from vdm_jax.commands.configs import config_folder, load_config, load_module
@@ -30,13 +29,11 @@ from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.latent_unet_network import LatentUNetNetwork
 from vdm_jax.networks.picture_adapter import PictureAdapter, PictureAdapterNetwork
-from vdm_jax.runs.directory import open_run
 from vdm_jax.runs.records import read_records
 from vdm_jax.stages.options import Windows
 from vdm_jax.stages.parameters import example_conditioning, initial_params
 from vdm_jax.training.autoencoder_loop import AutoencoderTrainer
 from vdm_jax.training.loop import Trainer
-from vdm_jax.training.report import Report
 from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.writing import write_png, write_video
 from vdm_jax.weights.latent_inflation import plan_latent_inflation
@@ -208,9 +205,7 @@ def home(tmp_path_factory):
                 ("frames_run", TINY.frames(AUTOENCODER), Trainer),
                 ("subject_run", TINY.subject(AUTOENCODER, "frames_run"), Trainer),
                 ("decoder_run", TINY.decoder(AUTOENCODER), AutoencoderTrainer)):
-            open_run(home / name, experiment)
-            report = Report(rich.console.Console(file=io.StringIO()))
-            trainer(experiment, experiment.stages[0], home / name, report, devices=jax.devices()[:1]).train()
+            train(experiment, home / name, trainer)
         finish_autoencoder(home / "decoder_run", experiment, experiment.stages[0], devices=jax.devices()[:1])
     return home
 

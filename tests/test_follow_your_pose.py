@@ -4,35 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import rich.console
 from flax.traverse_util import flatten_dict
 
 import vdm_jax
 from tests.parallel.test_table import golden_file
 from tests.refusals import refused
+from tests.tiny_systems import train, write_squares
 from tests.training.latents import AUTOENCODER, random_params, write_model
 from vdm_jax.commands.configs import config_folder, load_config, load_module
 from vdm_jax.commands.main import main
 from vdm_jax.conditions.inputs import Input
-from vdm_jax.data.embeddings import write_embeddings
 from vdm_jax.networks.blocks.temporal import LowRankTemporalConvolution
 from vdm_jax.networks.config import Level, UNet
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.latent_unet import LATENT_UNET_FOLLOW_YOUR_POSE
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
-from vdm_jax.runs.directory import open_run
 from vdm_jax.runs.records import read_records
 from vdm_jax.stages.parameters import example_conditioning, initial_params
-from vdm_jax.training.loop import Trainer
-from vdm_jax.training.report import Report
 from vdm_jax.video.reading import VideoReader
-from vdm_jax.video.writing import write_video
 from vdm_jax.weights import model_kinds
 from vdm_jax.weights.latent_inflation import plan_latent_inflation
 
@@ -145,28 +139,15 @@ def test_sizes_and_stages_are_those_of_the_authors():
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder with videos, poses, embeddings and weights, and both trained runs."""
-    home, rng = tmp_path_factory.mktemp("pose"), np.random.default_rng(0)
+    home = tmp_path_factory.mktemp("pose")
     write_model(home / "unet.safetensors", TINY.UNET)
     write_model(home / "autoencoder.safetensors", AUTOENCODER)
-    lines = ["file,caption"]
-    for number in range(10):  # grey squares, at the place of a white one
-        video, pose = np.full((5, 16, 16, 3), 20, np.uint8), np.zeros((5, 16, 16, 3), np.uint8)
-        for frame in range(5):
-            x, y = (number + 2 * frame) % 8, number % 3
-            video[frame, y : y + 8, x : x + 8], pose[frame, y : y + 8, x : x + 8] = 160, 255
-        write_video(home / "videos" / f"{number}.mp4", video, 8, lossless=True)
-        write_video(home / "poses" / f"{number}.mp4", pose, 8, lossless=True)
-        lines.append(f"{number}.mp4,square {number % 2}")
-    (home / "captions.csv").write_text("\n".join(lines) + "\n")
-    texts = ["square 0", "square 1"]
-    write_embeddings(home / "texts", texts, rng.normal(size=(2, 2, 6)).astype(np.float32))
+    write_squares(home, 5, 2, "poses")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         for name, experiment in (("images_run", TINY.images(AUTOENCODER)), (
                 "videos_run", TINY.videos(AUTOENCODER, "images_run"))):
-            open_run(home / name, experiment)
-            report = Report(rich.console.Console(file=io.StringIO()))
-            Trainer(experiment, experiment.stages[0], home / name, report, devices=jax.devices()[:1]).train()
+            train(experiment, home / name)
     return home
 
 

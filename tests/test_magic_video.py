@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import rich.console
 from flax.traverse_util import flatten_dict
 
 import vdm_jax
 from tests.parallel.test_table import golden_file
 from tests.refusals import refused
+from tests.tiny_systems import train, write_squares
 from tests.training.latents import AUTOENCODER, random_params, write_model
 from vdm_jax.commands.configs import config_folder, load_module
 from vdm_jax.commands.main import main
-from vdm_jax.data.embeddings import write_embeddings
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.latent_unet import LATENT_UNET_MAGIC_VIDEO
 from vdm_jax.networks.latent_unet_network import LatentUNetNetwork
-from vdm_jax.runs.directory import open_run
 from vdm_jax.runs.records import read_records
 from vdm_jax.stages.parameters import example_conditioning, initial_params
-from vdm_jax.training.loop import Trainer
-from vdm_jax.training.report import Report
 from vdm_jax.video.reading import VideoReader
-from vdm_jax.video.writing import write_video
 from vdm_jax.weights import model_kinds
 from vdm_jax.weights.latent_inflation import plan_latent_inflation
 
@@ -110,25 +104,13 @@ def test_what_cannot_be():
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder with videos, embeddings and weights, and a trained run."""
-    home, rng = tmp_path_factory.mktemp("magic"), np.random.default_rng(0)
+    home = tmp_path_factory.mktemp("magic")
     write_model(home / "unet.safetensors", TINY.IMAGE)
     write_model(home / "autoencoder.safetensors", AUTOENCODER)
-    lines = ["file,caption"]
-    for number in range(10):
-        video = np.full((8, 16, 16, 3), 20, np.uint8)
-        for frame in range(8):
-            x, y = (number + frame) % 8, number % 3
-            video[frame, y : y + 8, x : x + 8] = 160
-        write_video(home / "videos" / f"{number}.mp4", video, 8, lossless=True)
-        lines.append(f"{number}.mp4,square {number % 2}")
-    (home / "captions.csv").write_text("\n".join(lines) + "\n")
-    write_embeddings(home / "texts", ["square 0", "square 1"], rng.normal(size=(2, 2, 6)).astype(np.float32))
-    experiment = TINY.key_frames(AUTOENCODER, "after")
+    write_squares(home, 8, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
-        open_run(home / "key_run", experiment)
-        report = Report(rich.console.Console(file=io.StringIO()))
-        Trainer(experiment, experiment.stages[0], home / "key_run", report, devices=jax.devices()[:1]).train()
+        train(TINY.key_frames(AUTOENCODER, "after"), home / "key_run")
     return home
 
 

@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import rich.console
 from flax.traverse_util import flatten_dict
 
 import vdm_jax
 from tests.refusals import refused
+from tests.tiny_systems import train, write_squares
 from tests.training.latents import AUTOENCODER, random_params, write_model
 from vdm_jax.commands.configs import config_folder, load_config, load_module
 from vdm_jax.commands.main import main
 from vdm_jax.conditions.inputs import Input
-from vdm_jax.data.embeddings import write_embeddings
 from vdm_jax.networks.config import Level, UNet
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.latent_unet import LATENT_UNET_MAKE_YOUR_VIDEO
-from vdm_jax.runs.directory import open_run
 from vdm_jax.runs.records import read_records
 from vdm_jax.stages.parameters import example_conditioning, initial_params
-from vdm_jax.training.loop import Trainer
-from vdm_jax.training.report import Report
 from vdm_jax.video.reading import VideoReader
-from vdm_jax.video.writing import write_video
 from vdm_jax.weights import model_kinds
 from vdm_jax.weights.latent_inflation import plan_latent_inflation
 
@@ -122,27 +116,15 @@ def test_what_cannot_be():
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder with videos, depth, embeddings and weights, and both trained runs."""
-    home, rng = tmp_path_factory.mktemp("depth"), np.random.default_rng(0)
+    home = tmp_path_factory.mktemp("depth")
     write_model(home / "unet.safetensors", TINY.TEXT)
     write_model(home / "autoencoder.safetensors", AUTOENCODER)
-    lines = ["file,caption"]
-    for number in range(10):  # a grey square, which is near
-        video, depth = np.full((8, 16, 16, 3), 20, np.uint8), np.zeros((8, 16, 16, 3), np.uint8)
-        for frame in range(8):
-            x, y = (number + 2 * frame) % 8, number % 3
-            video[frame, y : y + 8, x : x + 8], depth[frame, y : y + 8, x : x + 8] = 160, 255
-        write_video(home / "videos" / f"{number}.mp4", video, 8, lossless=True)
-        write_video(home / "depth" / f"{number}.mp4", depth, 8, lossless=True)
-        lines.append(f"{number}.mp4,square {number % 2}")
-    (home / "captions.csv").write_text("\n".join(lines) + "\n")
-    write_embeddings(home / "texts", ["square 0", "square 1"], rng.normal(size=(2, 2, 6)).astype(np.float32))
+    write_squares(home, 8, 2, "depth")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(home)
         for name, experiment in (("images_run", TINY.images(AUTOENCODER)), (
                 "videos_run", TINY.videos(AUTOENCODER, "images_run"))):
-            open_run(home / name, experiment)
-            report = Report(rich.console.Console(file=io.StringIO()))
-            Trainer(experiment, experiment.stages[0], home / name, report, devices=jax.devices()[:1]).train()
+            train(experiment, home / name)
     return home
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import rich.console
 from PIL import Image
 
 import vdm_jax
 from tests.refusals import refusals_of_commands, refused
+from tests.tiny_systems import train
 from tests.training.latents import AUTOENCODER, write_model
 from vdm_jax.commands.configs import config_folder, load_config, load_module
 from vdm_jax.commands.main import main
@@ -21,10 +20,7 @@ from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.frame_masks import masked_first_frame
 from vdm_jax.conditions.strokes import displacements
 from vdm_jax.networks.flow_predictor import FlowPredictorModule, flow_loss
-from vdm_jax.runs.directory import open_run
 from vdm_jax.runs.records import read_records
-from vdm_jax.training.loop import Trainer
-from vdm_jax.training.report import Report
 from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.strokes import encoded
 from vdm_jax.video.writing import write_video
@@ -58,9 +54,7 @@ def home(tmp_path_factory):
         patch.chdir(home)
         for name, experiment in (("apart_run", TINY.apart(AUTOENCODER)),
                                  ("joined_run", TINY.joined(AUTOENCODER, "apart_run"))):
-            open_run(home / name, experiment)
-            report = Report(rich.console.Console(file=io.StringIO()))
-            Trainer(experiment, experiment.stages[0], home / name, report, devices=jax.devices()[:1]).train()
+            train(experiment, home / name)
     return home
 
 
