@@ -11,8 +11,8 @@ from vdm_jax.errors import UserError
 
 
 def check_amplified(options: Any) -> None:
-    """Refuse words to amplify without a sound, of longer videos and with guidance by names, and a window without words.
-    Raises `UserError`."""
+    """Refuse words to amplify without a sound, or with one that is not there, of longer videos and with guidance by
+    names, and a window without words. Raises `UserError`."""
     if options.amplify_window is not None and not options.amplify:
         raise UserError(f"--amplify-window={options.amplify_window} is for --amplify; permitted: --amplify WORD=FACTOR "
                         "with it")
@@ -22,6 +22,9 @@ def check_amplified(options: Any) -> None:
     if not options.sound:
         raise UserError(f"--amplify={options.amplify[0]} without --sound; permitted: --sound FILE with it, or one for "
                         "each caption")
+    for path in options.sound:
+        if not path.is_file():
+            raise UserError(f"--sound={path} with --amplify is not a file; permitted: a media file with sound")
     for name in ("frames", "guide"):
         if value := getattr(options, name):
             shown = value[0] if isinstance(value, tuple) else value

@@ -25,8 +25,9 @@ def check_image_prompt(options: Any, first_frames: bool = False) -> None:
     for name in OTHERS:
         encodes = name == "image_encoder" and first_frames and bool(options.image)
         if (value := getattr(options, name)) is not None and not options.image_prompt and not encodes:
-            raise UserError(f"--{name.replace('_', '-')}={value} is for --image-prompt; permitted: --image-prompt FILE "
-                            "with it")
+            either = " or --image" if name == "image_encoder" and first_frames else ""
+            raise UserError(f"--{name.replace('_', '-')}={value} is for --image-prompt{either}; permitted: "
+                            f"--image-prompt FILE{either and ', or --image FILE,'} with it")
     if options.image_prompt_adapter is not None and not options.image_prompt_adapter.is_file():
         raise UserError(f"--image-prompt-adapter={options.image_prompt_adapter} is not a file; permitted: the "
                         ".safetensors file of an adapter")

@@ -109,6 +109,8 @@ def test_the_command_samples_released_folders(tmp_path, monkeypatch, capfd):
     assert "permitted: a sound as long as the video" in fails(*command, "--amplify", "three=3", "--sound", "short.wav")
     assert "no word" in fails(*command, "--amplify", "seven=3", "--sound", "long.wav")
     assert "without --sound" in fails(*command, "--amplify", "three=3")
+    assert "--sound=none.wav with --amplify is not a file" in fails(*command, "--amplify", "three=3", "--sound",
+                                                                    "none.wav")
     assert "WORD=FACTOR" in fails(*command, "--amplify", "three", "--sound", "long.wav")
     assert "--amplify-window=3" in fails(*command, "--amplify-window", "3")
     assert "--frames=9" in fails(*command, "--amplify", "three=3", "--sound", "long.wav", "--frames", "9")
