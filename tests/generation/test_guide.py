@@ -17,7 +17,8 @@ from vdm_jax.conditions.conditioning import drop_named
 from vdm_jax.conditions.frame_masks import FrameMask, NoMask
 from vdm_jax.conditions.inputs import Input
 from vdm_jax.generation.generator import Generator
-from vdm_jax.generation.one_stage import estimates_of, stage_denoiser, with_guide
+from vdm_jax.generation.one_stage import estimates_of, stage_denoiser
+from vdm_jax.generation.overrides import with_guide
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.stages.options import Dropout, GuidanceTerm, Sampling, Training
 from vdm_jax.stages.stage import Experiment

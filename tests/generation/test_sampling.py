@@ -14,7 +14,8 @@ from tests.refusals import refused
 from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.low_resolution import low_resolution
 from vdm_jax.diffusion.sampling import sample
-from vdm_jax.generation.one_stage import sample_keys, sample_stage, stage_denoiser, with_guide, with_overrides
+from vdm_jax.generation.one_stage import sample_keys, sample_stage, stage_denoiser
+from vdm_jax.generation.overrides import with_guide, with_overrides
 from vdm_jax.networks.unet import SpaceTimeUNet
 from vdm_jax.stages.options import DynamicThreshold, Oscillation, Sampling, StaticThreshold
 

@@ -24,7 +24,8 @@ from vdm_jax.diffusion.scheduler_steps import SchedulerSteps
 from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
 from vdm_jax.generation.editing.one_stage import edit_sampling
 from vdm_jax.generation.editing.prompt_to_prompt import PromptToPrompt
-from vdm_jax.generation.one_stage import dynamic_weights, sample_keys, with_overrides
+from vdm_jax.generation.one_stage import dynamic_weights, sample_keys
+from vdm_jax.generation.overrides import with_overrides
 from vdm_jax.generation.released.models import load_released, read_released, with_size
 from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder
 from vdm_jax.networks.transformer.config import AddedSinusoids

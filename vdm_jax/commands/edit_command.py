@@ -264,7 +264,7 @@ def _rate(path: Path) -> float:
 def check(options: Edit) -> None:
     """Refuse bad options before anything is loaded. Raises `UserError`."""
     from vdm_jax.generation.editing.methods import EDIT_METHODS
-    from vdm_jax.generation.one_stage import one_guidance
+    from vdm_jax.generation.overrides import one_guidance
 
     if not options.video.is_file():
         raise UserError(f"video={options.video} is not a file; permitted: a video")

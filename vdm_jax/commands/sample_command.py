@@ -375,7 +375,7 @@ def guides(terms: Sequence[str]) -> dict[str, float] | None:
 
 def check(options: Sample) -> None:
     """Refuse bad options before anything is loaded. Raises `UserError`."""
-    from vdm_jax.generation.one_stage import one_guidance
+    from vdm_jax.generation.overrides import one_guidance
 
     for name, path in [*(("image", p) for p in options.image), *(("reference", p) for p in options.reference)]:
         if not path.is_file():

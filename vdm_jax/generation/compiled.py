@@ -31,9 +31,9 @@ from vdm_jax.generation.one_stage import (
     sample_stage,
     sampling_denoiser,
     sampling_sharding,
-    stage_conditioning,
     stage_levels,
 )
+from vdm_jax.generation.stage_conditioning import stage_conditioning
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.parallel.rules import features_sharding
 from vdm_jax.stages.latent import weight_shardings

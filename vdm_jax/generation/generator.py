@@ -41,7 +41,8 @@ from vdm_jax.generation.jobs import Jobs, Progress
 from vdm_jax.generation.long_video.plan import Autoregressive, Method
 from vdm_jax.generation.long_video.sampling import LongJob, LongVideos
 from vdm_jax.generation.long_video.script import Script, long_requests, scripts_of
-from vdm_jax.generation.one_stage import one_guidance, sampling_parts, with_guide, with_overrides
+from vdm_jax.generation.one_stage import sampling_parts
+from vdm_jax.generation.overrides import one_guidance, with_guide, with_overrides
 from vdm_jax.generation.prompts import (
     Encoder,
     at_rate,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
-from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, SampledVideos, conditions_of
+from vdm_jax.conditions.conditioning import Conditioning
 from vdm_jax.conditions.control import at_step, without_guessed
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.conditions.scalars import WEIGHT
@@ -28,7 +27,6 @@ from vdm_jax.diffusion.guidance import (
     by_step,
     combine,
     dynamic_threshold,
-    guidance_weight,
     in_turn,
     oscillating,
     static_threshold,
@@ -39,14 +37,14 @@ from vdm_jax.diffusion.thresholds import Threshold
 from vdm_jax.diffusion.windows import ConditionalDenoiser, following, windowed
 from vdm_jax.errors import UserError, unknown_kind
 from vdm_jax.generation.block_sampling import sample_by_blocks
+from vdm_jax.generation.stage_conditioning import masked_pixels, stage_conditioning
 from vdm_jax.generation.token_weights import weighted_tokens
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.skips import Deep
 from vdm_jax.networks.transformer.levels import is_noisy
 from vdm_jax.parallel.rules import batch_parts, batch_sharding, shard_along
-from vdm_jax.stages.inputs import encoder
-from vdm_jax.stages.latent import decode, encode_masked_video
-from vdm_jax.stages.options import DynamicThreshold, GuidanceTerm, Sampling, StaticThreshold
+from vdm_jax.stages.latent import decode
+from vdm_jax.stages.options import DynamicThreshold, Sampling, StaticThreshold
 from vdm_jax.stages.stage import Stage
 
 Embedded = tuple[Float[ArrayLike, " N"], Float[ArrayLike, " N"]]  # log-SNRs, and those that the network embeds there
@@ -311,41 +309,6 @@ def named_estimates(
     return estimates
 
 
-def masked_pixels(stage: Stage, low: Float[Array, "B T2 H2 W2 3"] | None,
-                  masked_video: MaskedVideo | None) -> MaskedVideo | None:
-    """Conditioning frames of a stage's videos: those that its source has, or what is given."""
-    return masked_video if stage.source is None else stage.source.masked_video(low, masked_video)
-
-
-def stage_conditioning(
-    stage: Stage, sampling: Sampling, keys: Key[Array, " B"], text: Conditioning,
-    low: Float[Array, "B T2 H2 W2 3"] | None, masked_video: MaskedVideo | None, autoencoder: Any = None, *,
-    corrupt: bool = True, picture_noise: Float[Array, "B 1 H2 W2 3"] | None = None,
-) -> tuple[Conditioning, MaskedVideo | None]:
-    """All that a stage is conditioned on, and the conditioning frames of its videos or their latents; `corrupt=False`
-    leaves `low` as it is, and `picture_noise` is that on the first frame, drawn from the keys by default."""
-    for other in (condition for condition in CONDITIONS.values() if not condition.taken(stage.network)):
-        text = text.replace(**{name: None for name in other.parts if not isinstance(getattr(text, name), dict)})
-    masked_video, frames_apart = masked_pixels(stage, low, masked_video), stage.network.masks_frames
-    pixels = masked_video
-    if frames_apart and masked_video is None:
-        masked_video = nothing_given(stage, len(keys))
-    if stage.latent is not None and masked_video is not None:
-        masked_video = encode_masked_video(stage.latent, autoencoder, masked_video, frames_apart)
-    videos = SampledVideos(stage, keys, low, masked_video, corrupt, sampling.shared_noise, encoder(stage, autoencoder),
-                           picture_noise, pixels)
-    conditioning = text
-    for condition in conditions_of(stage.network):
-        conditioning = conditioning.adding(condition.in_sampling(conditioning, videos))
-    return conditioning, None if frames_apart else masked_video  # a latent may be given in part: the network makes it
-
-
-def nothing_given(stage: Stage, count: int) -> MaskedVideo:
-    """A masked video of which nothing is given, in the memory of a pixel."""
-    shape = (count, *stage.video.shape)
-    return MaskedVideo(jnp.broadcast_to(0.0, shape), jnp.broadcast_to(0.0, (*shape[:-1], 1)))
-
-
 def precomputes(stage: Stage, sampling: Sampling) -> bool:
     """Whether the network makes something of its conditioning once per video. Guidance by names also needs estimates
     without a map, or without what a reference picture is seen with, so that it is then made in every call."""
@@ -425,31 +388,3 @@ def sample_stage(
                shared_noise=sampling.shared_noise, stop=stop, frame_lag=sampling.frame_lag, discretisation=released,
                frame_schedule=sampling.frame_schedule)
     return finished(stage, x, low, masked_video, autoencoder) if stop is None else x
-
-
-def with_overrides(sampling: Sampling, **changes: Any) -> Sampling:
-    """The stage's sampling with what the user changed; None changes nothing. A weight of the guidance is that of all
-    noise levels, unless one for much noise is given too."""
-    changes = {name: value for name, value in changes.items() if value is not None}
-    if "guidance" in changes:
-        changes = {"high_noise_guidance": None} | ({} if changes["guidance"] else {"dynamic_guidance": False}) | changes
-    return dataclasses.replace(sampling, **changes)
-
-
-def with_guide(sampling: Sampling, guide: Mapping[str, float] | None) -> Sampling:
-    """The stage's sampling with guidance by these names, in their order, in place of its own; None changes nothing.
-    Raises `UserError` for what are no numbers."""
-    if guide is None:
-        return sampling
-    terms = tuple(GuidanceTerm(name=name, scale=scale) for name, scale in guide.items())
-    return dataclasses.replace(sampling, terms=terms, guidance=0.0, last_frame_guidance=None, high_noise_guidance=None,
-                               oscillation=None, dynamic_guidance=False)
-
-
-def one_guidance(guidance: float | None, guidance_scale: float | None, guide: Mapping[str, float] | None
-                 ) -> float | None:
-    """The weight w, however it is written; None where none is given, or names are. Raises `UserError` where two are."""
-    weight = guidance_weight(guidance, guidance_scale)
-    if weight is not None and guide is not None:
-        raise UserError(f"guidance={weight} with guide={dict(guide)}; permitted: one of them")
-    return weight

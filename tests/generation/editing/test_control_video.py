@@ -20,7 +20,7 @@ from vdm_jax.generation.editing.edit import edit
 from vdm_jax.generation.editing.one_stage import edit_parts, edit_sampling
 from vdm_jax.generation.editing.smoothing import halfway, smoothed
 from vdm_jax.generation.jobs import Jobs
-from vdm_jax.generation.one_stage import with_overrides
+from vdm_jax.generation.overrides import with_overrides
 from vdm_jax.generation.prompts import requested_conditioning
 from vdm_jax.generation.released.models import load_released, with_size
 from vdm_jax.networks.latent_frames import Motion

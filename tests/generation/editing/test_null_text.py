@@ -16,7 +16,7 @@ from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
 from vdm_jax.generation.editing.edit import edit
 from vdm_jax.generation.editing.null_text import NullText
 from vdm_jax.generation.jobs import Jobs
-from vdm_jax.generation.one_stage import with_overrides
+from vdm_jax.generation.overrides import with_overrides
 from vdm_jax.generation.prompts import requested_conditioning
 from vdm_jax.generation.released.models import load_released
 from vdm_jax.metrics.frames import psnr

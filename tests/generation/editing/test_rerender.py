@@ -26,7 +26,7 @@ from vdm_jax.generation.editing.rerender import Rerender
 from vdm_jax.generation.editing.rerender_keys import tapped
 from vdm_jax.generation.editing.sdedit import SDEdit
 from vdm_jax.generation.jobs import Jobs
-from vdm_jax.generation.one_stage import with_overrides
+from vdm_jax.generation.overrides import with_overrides
 from vdm_jax.generation.prompts import requested_conditioning
 from vdm_jax.generation.released.models import load_released, with_size
 from vdm_jax.metrics.flow import flow, visible

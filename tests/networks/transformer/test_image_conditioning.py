@@ -17,7 +17,8 @@ from vdm_jax.conditions.frame_masks import FrameMask, MaskedVideo, NoMask, mask_
 from vdm_jax.conditions.text import EmbeddedText
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.schedules import FlowSchedule
-from vdm_jax.generation.one_stage import sample_keys, stage_conditioning
+from vdm_jax.generation.one_stage import sample_keys
+from vdm_jax.generation.stage_conditioning import stage_conditioning
 from vdm_jax.networks.autoencoders.causal_config import CausalAutoencoder
 from vdm_jax.networks.transformer.config import wan
 from vdm_jax.stages.inputs import training_inputs

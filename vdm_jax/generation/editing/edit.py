@@ -25,7 +25,8 @@ from vdm_jax.generation.editing.rerender_clips import edit_by_key_frames
 from vdm_jax.generation.editing.sdedit import SDEdit
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.jobs import Jobs, Progress
-from vdm_jax.generation.one_stage import one_guidance, sampling_parts, with_guide, with_overrides
+from vdm_jax.generation.one_stage import sampling_parts
+from vdm_jax.generation.overrides import one_guidance, with_guide, with_overrides
 from vdm_jax.generation.prompts import at_rate, frame_rates, requested_conditioning
 from vdm_jax.metrics.frames import psnr
 from vdm_jax.stages.stage import Stage

@@ -29,10 +29,10 @@ from vdm_jax.generation.one_stage import (
     precomputed,
     released_steps,
     sampling_sharding,
-    stage_conditioning,
     stage_denoiser,
     stage_levels,
 )
+from vdm_jax.generation.stage_conditioning import stage_conditioning
 from vdm_jax.networks.latent_network import LatentNetwork
 from vdm_jax.parallel.compiling import compiler_options
 from vdm_jax.stages.latent import encode, weight_shardings

@@ -33,16 +33,15 @@ from vdm_jax.generation.generator import Generated, Generator
 from vdm_jax.generation.jobs import Jobs, Progress
 from vdm_jax.generation.one_stage import (
     finished,
-    one_guidance,
     precomputed,
     released_steps,
     sampling_parts,
-    stage_conditioning,
     stage_denoiser,
     stage_levels,
-    with_overrides,
 )
+from vdm_jax.generation.overrides import one_guidance, with_overrides
 from vdm_jax.generation.prompts import requested_conditioning
+from vdm_jax.generation.stage_conditioning import stage_conditioning
 from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage
 from vdm_jax.video.arrays import check_finite, to_uint8
