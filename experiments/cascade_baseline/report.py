@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from vdm_jax.digits.scorer import COLUMNS
 from vdm_jax.video.writing import atomic_path
 
 GENERATED = "generated"
+Rows = list[dict[str, Any]]
 
 
 def write_report(path: Path, readme: Path) -> None:
@@ -19,74 +21,72 @@ def write_report(path: Path, readme: Path) -> None:
     if not path.exists():
         return
     record = load(path)
-    body = [table(record["rows"]), stages(record["rows"])]
-    if record["rows"]:
-        picture = path.with_suffix(".png")
-        draw(record["rows"], picture)
-        body.insert(0, f"![scores]({picture.relative_to(readme.parent).as_posix()})")
-        for name, row in record["rows"].items():
-            body.append("\n\n".join(f"{name}:\n\n![{name}]({path.parent.name}/{file})" for file in row["pictures"]))
-    if "extension" in record:
-        body.append(extension(record["extension"]))
-    text = insert(readme.read_text(), path.stem, "\n\n".join([*body, footer(record)]))
-    readme.write_text(text)
-
-
-def table(rows: dict[str, Any]) -> str:
-    """Scores of generated videos by system, and of real ones."""
-    lines = ["| system | stages | " + " | ".join(COLUMNS) + " | training, s |",
-             "|---|---:|" + "---:|" * (len(COLUMNS) + 1)]
-    for name, row in rows.items():
-        found = row["scores"][GENERATED]
-        lines.append(f"| {name} | {len(row['stages'])} | " + " | ".join(f"{found[a]:.2f}" for a in COLUMNS) +
-                     f" | {row['train_seconds']:.0f} |")
+    rows = list(record["rows"].values())
+    body = [table(rows), stages(rows)]
     if rows:
-        for name, found in next(iter(rows.values()))["scores"].items():
-            if name != GENERATED:
-                lines.append(f"| {name} | | " + " | ".join(f"{found[a]:.2f}" for a in COLUMNS) + " | |")
+        picture = path.with_suffix(".png")
+        draw(rows, picture)
+        body.insert(0, f"![scores]({picture.relative_to(readme.parent).as_posix()})")
+    for row in rows:
+        name = row["system"]
+        body += [f"{name}:\n\n![{name}]({path.parent.name}/{file})" for file in row.get("pictures", ())]
+    readme.write_text(insert(readme.read_text(), path.stem, "\n\n".join([*body, footer(record)])))
+
+
+def by_system(rows: Rows) -> dict[str, Rows]:
+    """Rows of the seeds of each system."""
+    return {name: [row for row in rows if row["system"] == name] for name in dict.fromkeys(r["system"] for r in rows)}
+
+
+def values(rows: Rows, attribute: str) -> list[float]:
+    """What the seeds of a system score."""
+    return [row["scores"][GENERATED][attribute] for row in rows]
+
+
+def spread(found: list[float]) -> str:
+    """The mean over seeds, and from where to where they go."""
+    return f"{statistics.mean(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+
+
+def table(rows: Rows) -> str:
+    """Scores of generated videos by system, and of real ones."""
+    lines = ["| system | seeds | stages | TFLOP | " + " | ".join(COLUMNS) + " |",
+             "|---|---:|---:|---:|" + "---:|" * len(COLUMNS)]
+    for name, own in by_system(rows).items():
+        total = sum(stage["flops"] for stage in own[0]["stages"]) / 1e12
+        lines.append(f"| {name} | {len(own)} | {len(own[0]['stages'])} | {total:.1f} | " +
+                     " | ".join(spread(values(own, a)) for a in COLUMNS) + " |")
+    for name, found in rows[0]["scores"].items() if rows else ():
+        if name != GENERATED:
+            lines.append(f"| {name} | | | | " + " | ".join(f"{found[a]:.2f}" for a in COLUMNS) + " |")
     return "\n".join(lines)
 
 
-def stages(rows: dict[str, Any]) -> str:
+def stages(rows: Rows) -> str:
     """What every stage was trained for."""
     lines = ["| system | run | stage | video | steps | clips per step | TFLOP |", "|---|---|---|---|---:|---:|---:|"]
     lines += [f"| {name} | {one['run']} | {one['stage']} | {one['video']} | {one['steps']} | {one['clips']} | "
-              f"{one['flops'] / 1e12:.1f} |" for name, row in rows.items() for one in row["stages"]]
+              f"{one['flops'] / 1e12:.1f} |" for name, own in by_system(rows).items() for one in own[0]["stages"]]
     return "\n".join(lines)
 
 
-def extension(found: dict[str, Any]) -> str:
-    """Guidance against replacement."""
-    floor = found["fvd of other real clips"]["value"]
-    lines = [f"{found['clips']} videos of {found['frames']} frames by the VDM-style model of 16, in blocks that know 8 "
-             f"frames of the block before. FVD (protocol `original`) of {found['windows']} windows of 16 frames across "
-             f"seams to as many real clips; other real clips have {floor:.0f}, so few clips make it large:", "",
-             "| method | change from frame to frame at seams, over elsewhere (1 is right) | FVD (95 % interval) | "
-             "count, last block | colour, last block | seconds |", "|---|---:|---:|---:|---:|---:|"]
-    for name, row in found["methods"].items():
-        last, score = row["last block"], row["fvd"]
-        low, high = score["interval"]["low"], score["interval"]["high"]
-        lines.append(f"| {name} | {row['change at seams']:.2f} | {score['value']:.0f} ({low:.0f} to {high:.0f}) | "
-                     f"{last['count']:.2f} | {last['colour']:.2f} | {row['seconds']:.0f} |")
-    for name in found["methods"]:
-        slug = name.replace(" ", "_").replace(",", "")
-        lines += ["", f"Every fourth frame, {name}:", "", f"![{name}](results/extension_{slug}.png)"]
-    return "\n".join(lines)
-
-
-def draw(rows: dict[str, Any], path: Path) -> None:
-    """Scores as bars, one group per attribute."""
+def draw(rows: Rows, path: Path) -> None:
+    """Mean scores as bars, one group per attribute, and a dot for each seed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 4), layout="constrained")
     FigureCanvasAgg(figure)
-    axis, width = figure.subplots(), 0.8 / max(len(rows), 1)
-    for i, (name, row) in enumerate(rows.items()):
-        values = [row["scores"][GENERATED][a] for a in COLUMNS]
-        axis.bar([x + (i - (len(rows) - 1) / 2) * width for x in range(len(COLUMNS))], values, width, label=name)
+    systems = by_system(rows)
+    axis, width = figure.subplots(), 0.8 / max(len(systems), 1)
+    for i, (name, own) in enumerate(systems.items()):
+        places = [x + (i - (len(systems) - 1) / 2) * width for x in range(len(COLUMNS))]
+        found = [values(own, a) for a in COLUMNS]
+        axis.bar(places, [statistics.mean(one) for one in found], width, label=name)
+        axis.plot([x for x, one in zip(places, found, strict=True) for _ in one], [y for one in found for y in one],
+                  ".", color="black", markersize=4)
     axis.set_xticks(range(len(COLUMNS)), COLUMNS)
-    axis.set(ylabel="share of clips or digits right", ylim=(0, 1))
+    axis.set(ylabel="share of clips or digits right", ylim=(0, 1.02))
     axis.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)

@@ -39,6 +39,7 @@ from vdm_jax.data.digit_beats import DigitBeats
 from vdm_jax.data.digit_stories import DigitStories
 from vdm_jax.data.image_folder import ImageFolder
 from vdm_jax.data.image_shards import ImageShards
+from vdm_jax.data.mnist_pictures import MNISTPictures
 from vdm_jax.data.published import PublishedVideo
 from vdm_jax.data.smmnist import StochasticMovingMNIST
 from vdm_jax.data.source import CaptionScorer, RandomAccessSource, random_frame
@@ -68,7 +69,7 @@ class EncoderFolder:
 
 
 Clips = (CaptionedDigits | VideoFolder | ImageFolder | ImageShards | PreparedClips | TFDSVideo | PublishedVideo
-         | StochasticMovingMNIST | DigitStories | ControlledDigits | DigitBeats)
+         | StochasticMovingMNIST | MNISTPictures | DigitStories | ControlledDigits | DigitBeats)
 
 
 # --- writing --------------------------------------------------------------------------------------------------------

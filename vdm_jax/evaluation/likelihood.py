@@ -86,7 +86,9 @@ def _score(generator: Generator, stage: Stage, source: RandomAccessSource, count
 
 
 def _of_whole_clips(stage: Stage) -> Stage:
-    return dataclasses.replace(stage, training=dataclasses.replace(stage.training, crop=None, frames=None))
+    """The stage on whole clips, to whose values noise is added here, once."""
+    return dataclasses.replace(
+        stage, training=dataclasses.replace(stage.training, crop=None, frames=None, dequantise=False))
 
 
 def _bits(stage: Stage, params: Any, batch: dict[str, Any], key: Any, steps: int) -> jax.Array:

@@ -331,7 +331,7 @@ def finished(
     """Videos in [-1, 1] of what a sampler ends with, pixels or latents. Latents do not give back the given
     pixels, which are therefore set, but for a network that makes all latents itself (`Conditioned.masks_frames`)."""
     if stage.latent is None:
-        return jnp.clip(x, -1, 1)
+        return jnp.clip(jnp.broadcast_to(x, (*x.shape[:-1], 3)), -1, 1)
     x, masked_video = decode(stage.latent, autoencoder, x), masked_pixels(stage, low, masked_video)
     made = masked_video is None or stage.network.masks_frames
     return x if made else jnp.where(masked_video.mask > 0, masked_video.video, x)

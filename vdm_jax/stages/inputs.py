@@ -12,16 +12,18 @@ from jaxtyping import Array, Bool, Float, Int, Shaped, UInt8
 
 from vdm_jax.conditions.conditioning import CONDITIONS, Conditioning, Encode, TrainingClips, claimed, conditions_of
 from vdm_jax.conditions.low_resolution import cut_windows, scales_of
+from vdm_jax.diffusion.likelihood import dequantised
 from vdm_jax.errors import UserError
 from vdm_jax.stages.latent import encode
 from vdm_jax.stages.stage import Stage, VideoSpec
-from vdm_jax.video.arrays import resize, to_float
+from vdm_jax.video.arrays import grey, resize, to_float
 
 # Of a batch, next to the fields that conditions claim.
 TARGETS = ("video", "images")
 
 # Of a batch's key, which is otherwise split; conditions have others.
 _PART_STREAM, _ENCODING_STREAM = 2**31 - 5, 2**31 - 6
+_VALUE_STREAM = 2**31 - 10
 _CROP_STREAM = 2**31 - 3  # of a sample's key; samplers draw from streams 0, 1, 2, ..., augmentations from the last ones
 
 
@@ -139,6 +141,10 @@ def training_inputs(
     if images:
         pictures = resize(to_float(batch["images"]), stage.video.height, stage.video.width, "area")
         x = jnp.concatenate([x, pictures], axis=1)
+    if stage.video.channels == 1:
+        x = grey(x)
+    if stage.training.dequantise:
+        x = dequantised(x, jax.random.fold_in(key, _VALUE_STREAM))
     video = x
     if stage.latent is not None:
         x = _encoded(stage, autoencoder, x, valid, key)

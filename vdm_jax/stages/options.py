@@ -160,6 +160,9 @@ class Training(CommonTraining):
     frame_rates: FrameRates | None = None
     frames: Size | None = None  # of the parts of clips that are trained on, begun at random; None: whole clips
     key_frames: bool = False  # of longer clips frames from the first to the last, not every (T / frames)-th
+    # Uniform noise, as wide as one of 256 values, on the videos it learns from: for densities (bits_per_dim), which are
+    # of videos with it
+    dequantise: bool = False
 
     def __post_init__(self):
         super().__post_init__()

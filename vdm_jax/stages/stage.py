@@ -41,14 +41,15 @@ class VideoSpec:
     width: Size  # pixels
     # Frames per second at which it is meant to be shown, and the rates that mp4 holds.
     fps: Annotated[float, Range(least=0.01, most=1000)] = 8.0
+    channels: Literal[1, 3] = 3  # 1: grey values alone, so that a density counts each once
 
     def __str__(self) -> str:
         return f"{self.frames}x{self.height}x{self.width}"
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """`(T, H, W, C)` of one RGB clip."""
-        return self.frames, self.height, self.width, 3
+        """`(T, H, W, C)` of one clip."""
+        return self.frames, self.height, self.width, self.channels
 
 
 Source = LowResolution | KeyFrames | FirstFrame | CurrentFrame
@@ -244,7 +245,7 @@ def augmentation_of(stage: Stage) -> Augmentation | None:
 def check_space(stage: Stage) -> None:
     """Raise `UserError` where pixels or latents, the network and what it is asked for do not go together."""
     latent, network, where = stage.latent, stage.network, f"Stage {stage.name!r}"
-    channels = 3 if latent is None else latent.autoencoder.latent_channels
+    channels = stage.video.channels if latent is None else latent.autoencoder.latent_channels
     if network.out_channels != channels:
         raise UserError(f"{where}: network.out_channels={network.out_channels} for "
                         f"{'pixels' if latent is None else 'latents'} of {channels} channels; permitted: {channels}")
@@ -261,8 +262,25 @@ def check_space(stage: Stage) -> None:
         raise UserError(f"{where}: network.conditions={maps} as residuals of a UNet in latents, whose branches see "
                         "maps of the size of what it denoises; permitted: Input.enters='channels', or a LatentNetwork, "
                         "whose ControlNets see pixels")
+    _check_values(stage, where)
     if latent is not None:
         _check_latent(stage, latent, where)
+
+
+def _check_values(stage: Stage, where: str) -> None:
+    """Raise `UserError` where a stage that is of more than RGB pixels from noise asks for grey or noisy values."""
+    if stage.training.dequantise and stage.latent is not None:
+        raise UserError(f"{where}: training.dequantise=True in latents; permitted: False, or a stage of pixels",
+                        "Training.dequantise")
+    if stage.video.channels == 3:
+        return
+    of_rgb = {"latent": stage.latent, "source": stage.source, "network.conditions": stage.network.conditions,
+              "network.references": getattr(stage.network, "references", ()),
+              "network.conditioning_frames": stage.network.conditioning_frames}
+    for name, value in of_rgb.items():
+        if value:
+            raise UserError(f"{where}: video.channels=1 with {name}={value}, which is of RGB videos; permitted: 3",
+                            "VideoSpec.channels")
 
 
 def _check_latent(stage: Stage, latent: Latent, where: str) -> None:

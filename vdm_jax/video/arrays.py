@@ -54,6 +54,12 @@ def to_uint8(video: Float[Array | np.ndarray, " ..."]) -> UInt8[Array | np.ndarr
     return xp.round(levels).astype(xp.uint8)
 
 
+def grey(video: Float[Array, "*batch H W 3"]) -> Float[Array, "*batch H W 1"]:
+    """The luma of RGB values, in the same range (ITU-R BT.601); of equal values that value."""
+    red, green, blue = jnp.split(video, 3, axis=-1)
+    return green + 0.299 * (red - green) + 0.114 * (blue - green)
+
+
 def check_finite(video: Float[Array | np.ndarray, " ..."], what: str) -> None:
     """Raises `NotFinite` where a video holds NaN or infinity; nothing is checked while tracing."""
     if isinstance(video, jax.core.Tracer):
