@@ -14,6 +14,8 @@ from vdm_jax.video.writing import atomic_path
 
 FOLDER = Path(__file__).parent
 README, RECORD, MODELS = FOLDER / "README.md", FOLDER / "results" / "cpu.json", FOLDER / "results" / "models.json"
+EXTENSION = FOLDER / "results" / "extension.json"
+PUBLISHED_RATIO = 3.3  # of FVD by replacement and by guidance; Ho et al. 2022, arXiv 2204.03458
 # JunyaoHu/common_metrics_on_video_quality, README.md: by the port that MCVD uses, and with TensorFlow
 PUBLISHED_BLACK_WHITE = 151.26, 151.39
 
@@ -43,15 +45,38 @@ def main() -> None:
     trained = load(MODELS) if MODELS.exists() else None
     if trained is not None:
         draw(trained, record, MODELS.with_suffix(".png"))
-    for name, body in bodies(record, trained).items():
+    longer = load(EXTENSION) if EXTENSION.exists() else None
+    for name, body in bodies(record, trained, longer).items():
         text = insert(text, name, body)
     with atomic_path(README) as temporary:
         temporary.write_text(text)
 
 
-def bodies(record: dict[str, Any], trained: dict[str, Any] | None) -> dict[str, str]:
+def bodies(record: dict[str, Any], trained: dict[str, Any] | None, longer: dict[str, Any] | None) -> dict[str, str]:
     """What stands between the markers."""
-    return {"floor": floor(record), "others": others(), "models": models(trained), "made": made(record)}
+    return {"floor": floor(record), "others": others(), "models": models(trained), "extension": extension(longer),
+            "made": made(record)}
+
+
+def extension(record: dict[str, Any] | None) -> str:
+    """Ways of extending videos."""
+    if record is None:
+        return "Not measured yet."
+    protocol, floor = record["protocol"], record["real"]["fvd"]["value"]
+    lines = [f"{protocol['clips']} videos of {protocol['frames']} frames from nothing, by `{protocol['experiment']}` "
+             f"of {protocol['trained_steps']} training steps and {protocol['steps']} of sampling, in blocks that take "
+             f"over {protocol['overlap']} frames. FVD of {protocol['windows']} windows of {protocol['window']} frames "
+             f"across seams to those of real clips; as many of other real clips have {floor:.1f}.", "",
+             "| way | FVD | change from frame to frame at seams, over elsewhere | seconds |", "|---|---:|---:|---:|",
+             f"| real clips | {floor:.1f} | {record['real']['change']:.2f} | |"]
+    lines += [f"| {name} | {row['fvd']['value']:.1f} | {row['change']:.2f} | {row['seconds']:.0f} |"
+              for name, row in record["rows"].items()]
+    found = {name: row["fvd"]["value"] for name, row in record["rows"].items()}
+    guided = [value for name, value in found.items() if name.startswith("reconstruction")]
+    if guided and "replacement" in found:
+        lines += ["", f"FVD by replacement over that by the better guidance: {found['replacement'] / min(guided):.2f}; "
+                      f"published for other data is {PUBLISHED_RATIO}."]
+    return "\n".join([*lines, "", f"Recorded {record['date']}."])
 
 
 def floor(record: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.readme_tables import insert
-from experiments.smmnist import models, predictors, report
+from experiments.smmnist import extension, models, predictors, report
 from tests.commands import tiny_smmnist
 from vdm_jax.benchmark.record import load
 from vdm_jax.commands.main import main
@@ -94,6 +94,26 @@ def test_checkpoints_of_a_run_are_measured_once(source, tmp_path, monkeypatch):
     assert "| tiny_smmnist | base 2, spatial 1 |" in report.models(load(out))
 
 
+@pytest.mark.full
+def test_ways_of_extension_are_measured_once(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(extension, "i3d_features",
+                        lambda clips, resize: np.asarray(clips, float).mean((2, 3, 4))[:, 4:8])
+    run, out = tmp_path / "run", tmp_path / "extension.json"
+    assert main(["train", str(Path(tiny_smmnist.__file__)), "--stage", "base", "--run", str(run)]) == 0
+    monkeypatch.setattr(sys, "argv", ["extension", str(run), "--clips", "4", "--frames", "36", "--steps", "2", "--out",
+                                      str(out)])
+    extension.main()
+    first = out.read_bytes()
+    extension.main()
+    found = load(out)
+    assert out.read_bytes() == first and list(found["rows"]) == list(extension.WAYS)
+    assert found["protocol"]["windows"] == 4 * 2 and found["protocol"]["window"] == 15  # seams at 15 and 25
+    assert all(row["fvd"]["value"] > 0 and row["change"] > 0 for row in found["rows"].values())
+    assert (tmp_path / "extension_conditioned.gif").exists()
+    shown = report.extension(found)
+    assert "| conditioned |" in shown and "published for other data is 3.3" in shown
+
+
 def test_models_are_drawn_by_training_and_by_sampling(tmp_path):
     def row(name, tflop, steps, distance):
         scores = {metric: score(0.03, 2) for metric in ("mcvd_mse", "mcvd_ssim", "mcvd_lpips")}
@@ -116,7 +136,8 @@ def test_models_are_drawn_by_training_and_by_sampling(tmp_path):
 def test_the_page_shows_the_record():
     text, record = report.README.read_text(), load(report.RECORD)
     trained = load(report.MODELS) if report.MODELS.exists() else None
-    for name, body in report.bodies(record, trained).items():
+    longer = load(report.EXTENSION) if report.EXTENSION.exists() else None
+    for name, body in report.bodies(record, trained, longer).items():
         assert insert(text, name, body) == text, "write it anew: python -m experiments.smmnist.report"
     check = record["rows"].get("black against white")
     assert check is None or check["fvd"]["score"]["value"] == pytest.approx(151.39, abs=0.02)

@@ -14,11 +14,13 @@ from jax.sharding import PartitionSpec as P
 from tests.conditions.texts import text_conditioning
 from tests.generation.conftest import base_stage
 from tests.refusals import refused
-from vdm_jax.conditions.frame_masks import MaskedVideo, masked_low_resolution
+from vdm_jax.conditions.conditioning import Conditioning
+from vdm_jax.conditions.frame_masks import FrameMask, MaskedVideo, masked_low_resolution
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.generation.compiled import goes_by_steps, jit_sampling, stepwise_sampling
 from vdm_jax.generation.generator import Generator
 from vdm_jax.generation.one_stage import sample_keys, sample_stage
+from vdm_jax.generation.stage_conditioning import stage_conditioning
 from vdm_jax.parallel.mesh import MeshSpec, make_mesh
 from vdm_jax.stages.options import Inpainting
 from vdm_jax.stages.stage import Experiment, VideoSpec
@@ -61,6 +63,21 @@ def test_what_is_known_comes_out_and_changes_the_rest(stage, params):
     assert np.abs(outs["guided"][:, 2:] - outs["replaced"][:, 2:]).max() > 0.02
     other = completed(stage, params, masked_video.at[:, 2:].set(0.5), mask, method="reconstruction", weight=2.0)
     np.testing.assert_allclose(other, outs["guided"], atol=1e-5)  # what is not known does not matter
+
+
+def test_a_network_that_takes_frames_may_be_kept_from_seeing_them(stage):
+    training = dataclasses.replace(stage.training, masking=(FrameMask(first=2),))
+    taking = dataclasses.replace(stage, training=training, network=dataclasses.replace(
+        stage.network, conditioning_frames=True))
+    keys, video = sample_keys(0, jnp.arange(2), 0), jnp.full((2, 4, 8, 8, 3), 0.5)
+    given = MaskedVideo(video, jnp.zeros((2, 4, 1, 1, 1)).at[:, :2].set(1.0))
+    for shown in (True, False):
+        sampling = dataclasses.replace(stage.sampling, inpainting=Inpainting(method="replacement", shown=shown))
+        seen, inside = stage_conditioning(taking, sampling, keys, Conditioning(), None, given)
+        assert float(seen.conditioning_mask.sum()) == shown * 2 * 2 * 64 and inside is given
+        assert float(jnp.abs(seen.conditioning_frames).max()) == shown * 0.5
+    with refused("Inpainting.shown", "method='network'", "'replacement'"):
+        Inpainting(method="network", shown=False)
 
 
 def test_blocks_follow_each_other(longer):

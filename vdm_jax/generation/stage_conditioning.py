@@ -36,7 +36,8 @@ def stage_conditioning(
         masked_video = nothing_given(stage, len(keys))
     if stage.latent is not None and masked_video is not None:
         masked_video = encode_masked_video(stage.latent, autoencoder, masked_video, frames_apart)
-    videos = SampledVideos(stage, keys, low, masked_video, corrupt, sampling.shared_noise, encoder(stage, autoencoder),
+    seen = masked_video if sampling.inpainting.shown or frames_apart else None
+    videos = SampledVideos(stage, keys, low, seen, corrupt, sampling.shared_noise, encoder(stage, autoencoder),
                            picture_noise, pixels)
     conditioning = text
     for condition in conditions_of(stage.network):

@@ -234,6 +234,14 @@ class Inpainting:
     # log-SNR at which given frames are shown by `noise_levels`; None: where the sampler's last step begins. Published
     # is a small noise level that does not grow with the rollout (timestep 15 of 1000 for videos)
     level: LogNoise | None = None
+    # Whether a network that takes conditioning frames sees them with reconstruction and replacement too; False: it
+    # makes the video as from nothing, as a network that takes none
+    shown: bool = True
+
+    def __post_init__(self):
+        if not self.shown and self.method not in ("reconstruction", "replacement"):
+            raise UserError(f"Inpainting.shown=False with method={self.method!r}; permitted: True, or 'reconstruction' "
+                            "or 'replacement'", "Inpainting.shown")
 
 
 @config
