@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -40,6 +40,7 @@ from vdm_jax.networks.text import TextConditioner
 from vdm_jax.networks.unet_inputs import check_inputs, stack_inputs
 from vdm_jax.parallel.rules import shard_along
 
+FEATURES = "features"  # collection in which a call may ask for the features of the middle, as "middle"
 Run = Callable[..., Array]  # a block of the network: `run(x, level, mixers, name, resized=None)`
 
 
@@ -157,7 +158,7 @@ class SpaceTimeUNet(nn.Module):
         control = added_control(spec, packed, conditioning, given)
         x, run, valid = begin(spec, packed, given), running(self, spec, z.shape[1], given), given.valid(spec)
         if spec.resample_order == "after":
-            x = down_and_up(spec, run, x, images, valid, deep, control)
+            x = down_and_up(spec, run, x, images, valid, deep, control, lambda x: self.sow(FEATURES, "middle", x))
         else:
             x = efficient_down_and_up(spec, run, x, images, valid, deep)
         x = silu(GroupNorm(spec.groups, spec.norm_over, name="norm")(x))
@@ -229,15 +230,16 @@ def middle_of(spec: cfg.UNet, run: Run, x: Array) -> Array:
 
 def down_and_up(
     spec: cfg.UNet, run: Run, x: Array, images: int, frame_valid: Array | None, deep: Deep | None = None,
-    control: Control | None = None,
+    control: Control | None = None, keep: Callable[[Array], Any] = lambda x: None,
 ) -> Array:
     """The levels in the usual order: blocks, then the reduction; every block and reduction has a long skip. `control`
-    is added to the skips and to the middle."""
+    is added to the skips and to the middle, whose features `keep` is called with."""
     down, up = way_down(spec, run, images, frame_valid), []
     added = [None] * (len(down) + 1) if control is None else control.skips
 
     def middle(x: Array) -> Array:
         x = middle_of(spec, run, x)
+        keep(x)
         return x if control is None else x + control.middle
 
     def back(x: Array, skip: Array, i: int, j: int, number: int) -> Array:

@@ -29,6 +29,7 @@ from vdm_jax.diffusion.distillation import Distance, PseudoHuber, Solver
 from vdm_jax.diffusion.samplers import Consistency, Heun
 from vdm_jax.diffusion.weightings import TruncatedSNRWeighting, Weighting
 from vdm_jax.errors import UserError
+from vdm_jax.networks.config import UNet
 from vdm_jax.networks.transformer.config import VideoTransformer
 
 # Lowest and highest weight w of (1 + w) conditional - w unconditional that training draws. Equal ones: a constant one
@@ -182,6 +183,7 @@ class Matching:
     optimized: ClassVar[tuple[str, ...]] = ("critic",)  # next to the student
     dropout: ClassVar[bool] = True
     regression: ClassVar[float] = 0.0  # to videos of the teacher
+    adversarial: ClassVar[float] = 0.0  # by a classifier
     writes: ClassVar[int] = 0  # of keys and values, per frame
 
     @property
@@ -209,19 +211,32 @@ class Matching:
 
 @config
 class DistributionMatching(Matching):
-    """Distribution matching distillation (DMD2: Yin et al. 2024, arXiv 2405.14867, without its GAN): the student is
-    trained on what its own sampler comes to (backward simulation, section 4.5)."""
+    """Distribution matching distillation (DMD2: Yin et al. 2024, arXiv 2405.14867): the student is trained on what its
+    own sampler comes to (backward simulation, section 4.5), with `adversarial` also on what tells its videos from clips
+    (section 4.3)."""
 
     # Weight of the squared distance to what the teacher makes of the same noise by DDIM, as in the first version
     # (arXiv 2311.18828; there by LPIPS, 0.25 with guidance); 0: none
     regression: NonNegative = 0.0
     regression_steps: SamplingSteps = 16  # of the teacher's DDIM
+    adversarial: NonNegative = 0.0  # weight of the student's loss by a classifier on the critic's features; 0: none
+    classifier: Positive = 0.01  # weight of the classifier's loss, next to the critic's
 
     @property
     def evaluations(self) -> float:
-        """As of `Matching`, and those of the regression."""
+        """As of `Matching`, and those of the regression and of the classifier."""
         pairs = (self.regression_steps * self._of_teacher + 3) * (self.regression > 0)
-        return super().evaluations + pairs / self.critic_updates
+        judged = (6 + 3 / self.critic_updates) * (self.adversarial > 0)
+        return super().evaluations + pairs / self.critic_updates + judged
+
+    def check_training(self, stage: Any) -> None:
+        """As of `Matching`. Raises `UserError` also for a classifier of networks without a middle."""
+        super().check_training(stage)
+        network = stage.network
+        if self.adversarial and not (isinstance(network, UNet) and network.resample_order == "after"):
+            raise UserError(f"Stage {stage.name!r}: training.distillation.adversarial={self.adversarial} with a "
+                            f"{type(network).__name__}; permitted: 0, or a UNet with resample_order='after', whose "
+                            "middle a classifier sees", "DistributionMatching.adversarial")
 
 
 @config

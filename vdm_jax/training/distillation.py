@@ -43,6 +43,7 @@ from vdm_jax.stages.distillation import (
 )
 from vdm_jax.stages.parameters import network_params
 from vdm_jax.stages.stage import Stage
+from vdm_jax.training.adversarial import classifier_loss, student_loss
 from vdm_jax.training.draws import Drawn, bound_network, loss_mask
 from vdm_jax.training.rollout import rolled_out
 from vdm_jax.training.state import DistillationState, TrainState, advanced, make_optimizer, optimizer_of
@@ -50,7 +51,8 @@ from vdm_jax.training.trainable import split
 
 Loss = tuple[Array, dict[str, Array]]  # and scalars to log
 # Of a draw's dropout key, which networks split further.
-_WEIGHT_STREAM, _INTERVAL_STREAM, _NOISE_STREAM, _LEVEL_STREAM, _CLIP_STREAM = (2**31 - n for n in range(11, 16))
+_WEIGHT_STREAM, _INTERVAL_STREAM, _NOISE_STREAM, _LEVEL_STREAM, _CLIP_STREAM, _CLASS_STREAM = (
+    2**31 - n for n in range(11, 17))
 # Gradient of given parameters: (parameters, roles, key) -> loss, scalars, gradients
 Gradients = Callable[[Any, "Roles", PRNGKeyArray], tuple[Array, dict[str, Array], Any]]
 
@@ -206,8 +208,9 @@ def consistency_loss(
 def matching_loss(
     stage: Stage, params: Any, drawn: Drawn, weight: Float[Array, " B"] | None, roles: Roles
 ) -> Loss:
-    """What makes the student's videos likelier under the teacher than under the critic, and where that is asked for
-    their distance to the teacher's from the same noise. Scores are of estimates without thresholds."""
+    """What makes the student's videos likelier under the teacher than under the critic; where that is asked for, their
+    distance to the teacher's from the same noise, and what tells them from clips. Scores are of estimates without
+    thresholds."""
     spec, process = stage.training.distillation, stage.process
     x = simulated(stage, params, drawn)
     network, seen = judging(stage, drawn, x)
@@ -223,7 +226,11 @@ def matching_loss(
     losses = matching_error(x, teach(z, level), fake, mask)
     if spec.regression:
         losses = losses + spec.regression * _regression(stage, params, drawn, teach, mask)
-    return losses.mean(), {"x_mse": jnp.square(x - drawn.x).mean()}
+    found = {"x_mse": jnp.square(x - drawn.x).mean()}
+    if not spec.adversarial:
+        return losses.mean(), found
+    key = jax.random.fold_in(drawn.dropout_key, _CLASS_STREAM)
+    return losses.mean() + spec.adversarial * student_loss(stage, roles.networks["critic"], drawn, x, key), found
 
 
 def judging(stage: Stage, drawn: Drawn, x: Video) -> tuple[Network, Drawn]:
@@ -262,13 +269,18 @@ def _regression(
 
 
 def critic_loss(stage: Stage, params: Any, drawn: Drawn, roles: Roles) -> Loss:
-    """The stage's own loss on the student's videos in place of clips."""
+    """The stage's own loss on the student's videos in place of clips, and that of a classifier that tells them from
+    clips."""
     x = jax.lax.stop_gradient(simulated(stage, roles.networks["student"], drawn))
     network, seen = judging(stage, drawn, x)
     noise = jax.random.normal(jax.random.fold_in(drawn.dropout_key, _NOISE_STREAM), x.shape)
     losses, aux = stage.process.loss(bound_network(stage, params, seen, train=True, network=network), x, None,
                                      noise=noise, mask=loss_mask(stage, drawn.conditioning), logsnr=seen.logsnr)
-    return losses.mean(), {"x_mse": aux["x_mse"].mean()}
+    loss, found, spec = losses.mean(), {"x_mse": aux["x_mse"].mean()}, stage.training.distillation
+    if not spec.adversarial:
+        return loss, found
+    told = classifier_loss(stage, params, drawn, x, jax.random.fold_in(drawn.dropout_key, _CLASS_STREAM))
+    return loss + spec.classifier * told, {**found, "classifier_loss": told}
 
 
 def simulated(stage: Stage, params: Any, drawn: Drawn) -> Video:

@@ -18,6 +18,7 @@ from vdm_jax.parallel.rules import parameter_shardings
 from vdm_jax.stages.autoencoding import AnyStage, AutoencoderStage, AutoencoderTraining
 from vdm_jax.stages.options import Training
 from vdm_jax.stages.parameters import initial_params, network_params, network_shapes, with_factors
+from vdm_jax.training.adversarial import with_classifier
 from vdm_jax.training.trainable import merged, split
 from vdm_jax.weights.inflation import BeginApart, Inflation
 
@@ -127,7 +128,9 @@ def initial_state(
         roles, params = [role for role in roles if role == "target"], trained
     params = params if apart is None else apart
     networks = {role: jax.tree.map(jnp.array, params) for role in roles}
-    networks |= {optimizer_of(role): make_optimizer(stage.training).init(params)
+    if "critic" in networks:
+        networks["critic"] = with_classifier(stage, networks["critic"], jax.random.fold_in(init_key, 2))
+    networks |= {optimizer_of(role): make_optimizer(stage.training).init(networks[role])
                  for role in getattr(stage.training.distillation, "optimized", ())}
     return DistillationState(**vars(state), networks=networks)
 
