@@ -116,7 +116,20 @@ class PseudoHuber:
         return jnp.sqrt(size * masked_mean(jnp.square(difference), mask) + c**2) - c
 
 
-Distance = SquaredDistance | PseudoHuber
+@config
+class Perceptual:
+    """LPIPS of frames, averaged (Song et al. 2023, arXiv 2303.01469, section 5), for RGB pixels.
+    `training/perceptual.py` has its weights."""
+
+    backbone: Literal["alexnet", "vgg16"] = "vgg16"
+
+    @property
+    def least_side(self) -> int:
+        """Pixels of a side that it can see."""
+        return {"alexnet": 31, "vgg16": 16}[self.backbone]
+
+
+Distance = SquaredDistance | PseudoHuber | Perceptual
 
 
 def growing_intervals(

@@ -31,6 +31,7 @@ from vdm_jax.planning.traffic import traffic
 from vdm_jax.stages.latent import abstract_weights
 from vdm_jax.stages.options import DataSet
 from vdm_jax.stages.stage import Stage
+from vdm_jax.training.perceptual import abstract_fixed
 from vdm_jax.training.state import TrainState, abstract_state
 from vdm_jax.training.step import jit_train_step
 
@@ -116,14 +117,14 @@ def compile_plan(plan: Plan, devices: Sequence[jax.Device]) -> dict[str, Any]:
     if plan.what == "train" and (sums := check_shards(state.params, mesh)):
         notes.append(sums)
     report = {**about(plan, mesh), **state_sizes(plan, state), "notes": notes, "warnings": []}
-    start, autoencoder = time.perf_counter(), abstract_weights(plan.stage.latent, mesh)
+    start = time.perf_counter()
     if plan.what == "train":
-        program, inputs = jit_train_step(plan.stage, mesh), (state, batch, *autoencoder)
+        program, inputs = jit_train_step(plan.stage, mesh), (state, batch, *abstract_fixed(plan.stage, mesh))
     else:
         shardings = jax.tree.map(lambda a: a.sharding, state.params)
         program = jit_sampling(plan.stage, plan.stage.sampling, mesh, shardings)
         inputs = (state.params, *sampling_inputs(plan.stage, plan.batch, plan.text_tokens, mesh),
-                  *autoencoder)
+                  *abstract_weights(plan.stage.latent, mesh))
     with jax.set_mesh(mesh):  # where nothing may run: the devices are not there
         lowered = program.lower(*inputs)
     report["trace_seconds"] = round(time.perf_counter() - start, 2)

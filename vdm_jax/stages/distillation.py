@@ -25,7 +25,7 @@ from vdm_jax.configuration import (
     ShareBelowOne,
     config,
 )
-from vdm_jax.diffusion.distillation import Distance, PseudoHuber, Solver
+from vdm_jax.diffusion.distillation import Distance, Perceptual, PseudoHuber, Solver
 from vdm_jax.diffusion.samplers import Consistency, Heun
 from vdm_jax.diffusion.weightings import TruncatedSNRWeighting, Weighting
 from vdm_jax.errors import UserError
@@ -307,6 +307,11 @@ def check_consistency(spec: Distillation, stage: Any) -> None:
         raise UserError(f"Stage {stage.name!r}: sampling.consistency={sampling.consistency} with sampling.sampler="
                         f"{type(sampling.sampler).__name__} of a {type(spec).__name__}; permitted: Consistency, with "
                         "consistency=Boundary(), or the scaling of timesteps of a latent one (10)")
+    least = spec.distance.least_side if isinstance(spec.distance, Perceptual) else 0
+    if least and (stage.latent is not None or stage.video.channels != 3 or min(stage.video.shape[1:3]) < least):
+        raise UserError(f"Stage {stage.name!r}: training.distillation.distance={spec.distance} of "
+                        f"{'latents' if stage.latent else f'{stage.video.channels} channels of {stage.video}'}; "
+                        f"permitted: RGB pixels, {least} a side or more, or another distance", "Distance")
 
 
 def check_distillation(stage: Any) -> None:

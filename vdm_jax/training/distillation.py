@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -20,6 +21,7 @@ from vdm_jax.conditions.scalars import WEIGHT
 from vdm_jax.diffusion.arrays import Denoiser, Level, Video, expand
 from vdm_jax.diffusion.consistency import consistent_estimate
 from vdm_jax.diffusion.distillation import (
+    Perceptual,
     growing_intervals,
     halving_target,
     interval_level,
@@ -45,6 +47,7 @@ from vdm_jax.stages.parameters import network_params
 from vdm_jax.stages.stage import Stage
 from vdm_jax.training.adversarial import classifier_loss, student_loss
 from vdm_jax.training.draws import Drawn, bound_network, loss_mask
+from vdm_jax.training.perceptual import perceptual_distance
 from vdm_jax.training.rollout import rolled_out
 from vdm_jax.training.state import DistillationState, TrainState, advanced, make_optimizer, optimizer_of
 from vdm_jax.training.trainable import split
@@ -103,8 +106,8 @@ def with_target(stage: Stage, state: TrainState, finite: Bool[Array, ""]) -> Tra
     return state.replace(networks={**state.networks, "target": moved})
 
 
-def distillation_loss(stage: Stage, params: Any, drawn: Drawn, roles: Roles) -> Loss:
-    """Mean loss of the student on what was drawn."""
+def distillation_loss(stage: Stage, params: Any, drawn: Drawn, roles: Roles, weights: Any = None) -> Loss:
+    """Mean loss of the student on what was drawn; `weights` are those of a distance that has some."""
     spec = stage.training.distillation
     weight = None
     if spec.guidance is not None:
@@ -118,7 +121,7 @@ def distillation_loss(stage: Stage, params: Any, drawn: Drawn, roles: Roles) -> 
     if roles.trained == "critic":
         return critic_loss(stage, params, drawn, roles)
     loss = {ProgressiveDistillation: progressive_loss, DistributionMatching: matching_loss,
-            SelfForcing: matching_loss}.get(type(spec), consistency_loss)
+            SelfForcing: matching_loss}.get(type(spec), partial(consistency_loss, weights=weights))
     return loss(stage, params, drawn, weight, roles)
 
 
@@ -178,10 +181,10 @@ def progressive_loss(
 
 
 def consistency_loss(
-    stage: Stage, params: Any, drawn: Drawn, weight: Float[Array, " B"] | None, roles: Roles
+    stage: Stage, params: Any, drawn: Drawn, weight: Float[Array, " B"] | None, roles: Roles, weights: Any = None
 ) -> Loss:
     """Distance of the student's estimate to the target's at the cleaner end of an interval, which the teacher's solver
-    reaches, or the same noise where there is no teacher."""
+    reaches, or the same noise where there is no teacher; `weights` are those of the distance."""
     spec, process = stage.training.distillation, stage.process
     count = _intervals(spec, stage, roles.step)
     interval = jax.random.randint(jax.random.fold_in(drawn.dropout_key, _INTERVAL_STREAM), drawn.x.shape[:1], 0, count)
@@ -201,7 +204,10 @@ def consistency_loss(
     x_hat = estimate(params, z, noisy)
     target = jax.lax.stop_gradient(estimate(_target(spec, params, roles), jax.lax.stop_gradient(end), cleaner))
     mask = loss_mask(stage, drawn.conditioning)
-    losses = spec.distance(x_hat - target, mask)
+    if isinstance(spec.distance, Perceptual):
+        losses = perceptual_distance(spec.distance, weights, x_hat, target, mask)
+    else:
+        losses = spec.distance(x_hat - target, mask)
     return losses.mean(), {"x_mse": jnp.square(x_hat - drawn.x).mean(), "intervals": count.astype(jnp.float32)}
 
 

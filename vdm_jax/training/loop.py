@@ -37,6 +37,7 @@ from vdm_jax.stages.latent import abstract_weights
 from vdm_jax.stages.options import DataSet
 from vdm_jax.stages.stage import Experiment, Stage
 from vdm_jax.training.init_from import beginning, check_beginning, starting_weights
+from vdm_jax.training.perceptual import perceptual_weights
 from vdm_jax.training.profiling import FOLDER as PROFILE
 from vdm_jax.training.profiling import Tracer, steps_to_trace
 from vdm_jax.training.report import Report, StageProgress, duration
@@ -210,6 +211,7 @@ class Trainer:
     def _read_frozen(self) -> None:
         """Weights of networks that the stage uses and does not train."""
         self.autoencoder = load_autoencoder(self.stage, self.run)
+        perceptual_weights(self.stage)  # looked for before any work
 
     def _inputs(self, batch: Batch, key: jax.Array, *autoencoder: Any) -> Any:
         """What the stage makes of a batch."""
@@ -235,7 +237,8 @@ class Trainer:
 
     def _step(self, mesh: Mesh) -> Callable[[int, TrainState, Batch], tuple[TrainState, dict[str, Any]]]:
         """The training step, a function of its number (from 1), state and batch."""
-        function = compile_train_step(self.stage, mesh, self.autoencoder, self.compile_step)
+        fixed = self.autoencoder or perceptual_weights(self.stage)
+        function = compile_train_step(self.stage, mesh, fixed, self.compile_step)
         return lambda step, state, batch: function(state, batch)
 
     def _losses(self, mesh: Mesh) -> Callable[[Any, Batch], dict[str, float]]:

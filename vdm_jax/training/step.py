@@ -21,6 +21,7 @@ from vdm_jax.stages.parameters import network_params, network_shapes
 from vdm_jax.stages.stage import Stage
 from vdm_jax.training.distillation import Roles, distillation_loss, in_roles, two_time_scales, with_target
 from vdm_jax.training.draws import Batch, auxiliary_loss, bound_network, draw, loss_mask
+from vdm_jax.training.perceptual import fixed_shardings
 from vdm_jax.training.state import TrainState, abstract_state, advanced, make_optimizer, rate_of_update
 from vdm_jax.training.trainable import merged, split
 
@@ -33,12 +34,12 @@ def stage_loss(
     roles: Roles | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Mean loss of a batch, and scalars to log. The key decides noise levels, noise, augmentation and dropout;
-    `autoencoder` are the weights of a latent stage's, which are not trained, `roles` the other networks of a stage that
-    is distilled."""
+    `autoencoder` are weights that are not trained, of a latent stage's autoencoder or of the distance of a
+    distillation (`perceptual.py`), `roles` the other networks of a stage that is distilled."""
     batch = {name: shard(x, "batch", *[None] * (x.ndim - 1)) for name, x in batch.items()}
     drawn = draw(stage, batch, key, autoencoder, train=train)
     if roles is not None:
-        return distillation_loss(stage, params, drawn, roles)
+        return distillation_loss(stage, params, drawn, roles, autoencoder)
     losses, aux = stage.process.loss(bound_network(stage, params, drawn, train=train), drawn.x, None,
                                      mask=loss_mask(stage, drawn.conditioning), logsnr=drawn.logsnr, noise=drawn.noise)
     loss, logged = losses.mean(), {"x_mse": aux["x_mse"].mean()}
@@ -102,11 +103,11 @@ def train_step(
 
 def jit_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
     """The step `(state, batch) -> (state, metrics)` jitted for a mesh, to be called or lowered with the mesh in
-    context; the state is donated. The weights of a latent stage's autoencoder are one more argument."""
+    context; the state is donated. Weights that are not trained are one more argument (`perceptual.abstract_fixed`)."""
     shardings = jax.tree.map(lambda a: a.sharding, abstract_state(stage, mesh))
     unroll = mesh.devices.flat[0].platform == "cpu"
     return jax.jit(lambda *arguments: train_step(stage, *arguments, unroll=unroll), donate_argnums=0,
-                   in_shardings=(shardings, batch_sharding(mesh), *weight_shardings(stage.latent, mesh)),
+                   in_shardings=(shardings, batch_sharding(mesh), *fixed_shardings(stage, mesh)),
                    out_shardings=(shardings, NamedSharding(mesh, P())), compiler_options=compiler_options(mesh))
 
 
@@ -114,11 +115,11 @@ def compile_train_step(
     stage: Stage, mesh: Mesh, autoencoder: tuple[Any, ...] = (), compile_step: CompileStep | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """`jit_train_step` called with the mesh in context, for batches of one shape; the first call compiles it, and warns
-    where the compiler does not gather split parameters as it should. `autoencoder` are the weights of a latent stage's
-    (`autoencoders.load_autoencoder`), which are placed here. `compile_step` calls the compiler that it is given, and
-    may refuse what comes of it."""
+    where the compiler does not gather split parameters as it should. `autoencoder` are weights that are not trained, of
+    a latent stage's autoencoder or of a distance, which are placed here. `compile_step` calls the compiler that it is
+    given, and may refuse what comes of it."""
     program = jit_train_step(stage, mesh)
-    autoencoder = jax.device_put(autoencoder, weight_shardings(stage.latent, mesh))
+    autoencoder = jax.device_put(autoencoder, fixed_shardings(stage, mesh))
     compiled = None
 
     def call(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:

@@ -112,6 +112,14 @@ def from_published(arrays: Mapping[str, np.ndarray], backbone: Backbone) -> dict
     return {"backbone": layers, "heads": [np.asarray(arrays[name], np.float32).reshape(-1) for name in heads]}
 
 
+def abstract_parameters(backbone: Backbone = "alexnet") -> dict[str, Any]:
+    """The shapes of `parameters`, without their file."""
+    shapes = expected(backbone)
+    heads = [shapes[f"Conv_{number}"]["bias"] for number in _FEATURES[backbone]]
+    return jax.tree.map(lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32), {"backbone": shapes, "heads": heads},
+                        is_leaf=lambda leaf: isinstance(leaf, tuple))
+
+
 def expected(backbone: Backbone) -> dict[str, dict[str, tuple[int, ...]]]:
     """Shapes of the backbone's parameters, by layer."""
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
