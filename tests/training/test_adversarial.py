@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
-from tests.training.test_distillation import CAUSAL, MATCHING, MESH, SILENT, initial, random_params, stage_of
+from tests.training.distilling import CAUSAL, MATCHING, MESH, SILENT, initial, random_params, stage_of
 from vdm_jax.training.adversarial import CLASSIFIER, scores
 from vdm_jax.training.distillation import Roles, distillation_loss, simulated
 from vdm_jax.training.draws import draw

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
-from tests.training.test_distillation import CONSISTENCY, MESH, SILENT, initial, random_params, stage_of
+from tests.training.distilling import CONSISTENCY, MESH, SILENT, initial, random_params, stage_of
 from vdm_jax.diffusion.distillation import Perceptual, SquaredDistance
 from vdm_jax.metrics.detectors import lpips, weights
 from vdm_jax.stages.stage import VideoSpec
