@@ -27,6 +27,7 @@ from vdm_jax.networks.config import (
 )
 from vdm_jax.networks.layers import depth_to_space, space_to_depth
 from vdm_jax.networks.unet import PositionEmbedding, SpaceTimeUNet
+from vdm_jax.networks.unet_inputs import stack_inputs
 
 LENGTH = 5  # tokens of a caption
 TEXT = WordEncoder(words=tuple("abcdef"), length=LENGTH, width=16, layers=1, head_dim=8)
@@ -414,3 +415,13 @@ def test_inputs_that_do_not_fit(spec, conditioning, options, message):
     options = {"z_shape": (1, 2, 4, 4, 3), **options}
     with refused(*message):
         trace(spec, conditioning=conditioning, **options)
+
+
+def test_fourier_features_are_further_input_channels(normal):
+    spec, z = dataclasses.replace(PLAIN, fourier=(0, 3)), normal(1, 2, 2, 4, 4, 3)
+    found = stack_inputs(spec, z, Conditioning())
+    waves = [wave(scale * np.pi * np.asarray(z)) for scale in (1, 8) for wave in (np.sin, np.cos)]
+    np.testing.assert_allclose(found, np.concatenate([z, *waves], axis=-1), atol=1e-5)
+    params = jax.eval_shape(lambda: SpaceTimeUNet(spec).init(jax.random.key(0), z, jnp.zeros(2)))["params"]
+    assert params["stem"]["kernel"].shape[-2] == sum(spec.stacked.values()) * spec.patch**2 == 15 * spec.patch**2
+    assert list(spec.stacked) == ["video", "fourier"] and PLAIN.stacked == {"video": 3}

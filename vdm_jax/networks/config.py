@@ -27,6 +27,7 @@ from vdm_jax.configuration import (
     Length,
     NonNegative,
     OddSize,
+    Range,
     ShareBelowOne,
     Size,
     Width,
@@ -178,6 +179,9 @@ class UNet(Backbone):
     embedding_layers: Depth = 2  # of the perceptron that makes it
     modulation: Literal["scale_shift", "add"] = "scale_shift"  # how the vector enters a residual block
     level_encoding: Literal["inv_cos", "linear", "edm"] = "inv_cos"  # log-SNR -> scalar before the sinusoids
+    # n of sin(2^n pi z) and cos(2^n pi z) of the noisy video as further input channels, which show what is finer than a
+    # value of 256 (Kingma et al. 2021, arXiv 2107.00630; 7 and 8 there, for densities). (): none
+    fourier: tuple[Annotated[int, Range(least=0, most=12)], ...] = ()
     patch: Size = 1  # space-to-depth factor at the input, undone at the output
     # Frames that become the channels of one, undone at the output; with `patch` these are tubelets (Arnab et al. 2021,
     # arXiv 2103.15691, section 3.2)
@@ -312,7 +316,8 @@ class UNet(Backbone):
         size = self.out_channels  # of the video, or of its latents
         return {"video": size, **({"low_resolution": size} if self.low_resolution else {}),
                 **({"conditioning_frames": size + 1} if self.conditioning_frames and not self.injected else {}),
-                **{entry.name: entry.width for entry in self.entering("channels")}}
+                **{entry.name: entry.width for entry in self.entering("channels")},
+                **({"fourier": 2 * len(self.fourier) * size} if self.fourier else {})}
 
     def check_stage(self, stage: Any) -> None:
         """Raise `UserError` for a prediction that a change to the low-resolution video is not, images that would be

@@ -15,14 +15,15 @@ from vdm_jax.networks import config as cfg
 
 
 def stack_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> Array:
-    """Noisy video, low-resolution video, conditioning frames and their mask, and further conditions along the channels,
-    in the order of `UNet.stacked`."""
+    """Noisy video, low-resolution video, conditioning frames and their mask, further conditions, and Fourier features of
+    the noisy video along the channels, in the order of `UNet.stacked`."""
     parts = [z]
     if spec.low_resolution:
         parts.append(conditioning.low_resolution)
     if spec.conditioning_frames and not spec.injected:
         parts += [conditioning.conditioning_frames, conditioning.conditioning_mask]
     parts += [conditioning.inputs[entry.name] for entry in spec.entering("channels")]
+    parts += [wave(2**n * jnp.pi * z) for n in spec.fourier for wave in (jnp.sin, jnp.cos)]
     return jnp.concatenate(parts, axis=-1)
 
 
