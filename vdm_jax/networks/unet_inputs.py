@@ -15,8 +15,8 @@ from vdm_jax.networks import config as cfg
 
 
 def stack_inputs(spec: cfg.UNet, z: Array, conditioning: Conditioning) -> Array:
-    """Noisy video, low-resolution video, conditioning frames and their mask, further conditions, and Fourier features of
-    the noisy video along the channels, in the order of `UNet.stacked`."""
+    """Noisy video, low-resolution video, conditioning frames and their mask, further conditions, and Fourier features
+    of the noisy video along the channels, in the order of `UNet.stacked`."""
     parts = [z]
     if spec.low_resolution:
         parts.append(conditioning.low_resolution)
