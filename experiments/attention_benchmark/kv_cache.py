@@ -118,9 +118,13 @@ def table(found: dict[str, Any]) -> str:
         lines.append(f"| {key} | {row['tokens']} | {whole:.2f} | {kept:.2f} | {whole / kept:.1f} | "
                      f"{row['difference']:.0e} |")
     device = found["device"]
+    others = max((row["others_share"] or 0 for row in found["rows"].values()), default=0)
     return "\n".join([*lines, "", f"Medians of {found['protocol']['rounds']} calls of one estimate, of the last block "
-                                  f"of a video; sampling takes one per step. {device['kind']}, {device['cores']} "
-                                  f"cores; jax {found['versions']['jax']}. Recorded {found['date']}."])
+                                  "of a video, before which recomputation is the dearest: earlier blocks have fewer "
+                                  "frames. Sampling takes one per step, and with kept keys one more call per block, "
+                                  f"which keeps its own. {device['kind']}, {device['cores']} cores, of which other "
+                                  f"processes had at most {others:.0%}; jax {found['versions']['jax']}. Recorded "
+                                  f"{found['date']}."])
 
 
 def main() -> int:

@@ -43,7 +43,7 @@ def values(rows: Rows, attribute: str) -> list[float]:
     return [row["scores"][GENERATED][attribute] for row in rows]
 
 
-def spread(found: list[float]) -> str:
+def mean_and_range(found: list[float]) -> str:
     """The mean over seeds, and from where to where they go."""
     return f"{statistics.mean(found):.2f} ({min(found):.2f} to {max(found):.2f})"
 
@@ -55,7 +55,7 @@ def table(rows: Rows) -> str:
     for name, own in by_system(rows).items():
         total = sum(stage["flops"] for stage in own[0]["stages"]) / 1e12
         lines.append(f"| {name} | {len(own)} | {len(own[0]['stages'])} | {total:.1f} | " +
-                     " | ".join(spread(values(own, a)) for a in COLUMNS) + " |")
+                     " | ".join(mean_and_range(values(own, a)) for a in COLUMNS) + " |")
     for name, found in rows[0]["scores"].items() if rows else ():
         if name != GENERATED:
             lines.append(f"| {name} | | | | " + " | ".join(f"{found[a]:.2f}" for a in COLUMNS) + " |")

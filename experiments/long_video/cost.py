@@ -65,12 +65,13 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     lines = ["| method | frames | segments | one after the other | devices | peak memory, MiB | wall s | CPU s |",
              "|---|---:|---:|---:|---:|---:|---:|---:|"]
     lines += [f"| {row['method']} | {row['frames']} | {row['segments']} | {row['rounds']} | {row['devices']} | "
-              f"{row['peak_mib']} | {row['wall']:.0f} | {row['cpu']:.0f} |" for row in rows]
+              f"{row['peak_mib'] or '-'} | {row['wall']:.0f} | {row['cpu']:.0f} |" for row in rows]
     return "\n".join([*lines, "", *compared(rows)])
 
 
 def compared(rows: Sequence[dict[str, Any]]) -> list[str]:
     """How memory grows with the length, and what several devices save."""
+    rows = [row for row in rows if row["steps"] == rows[0]["steps"]]
     by_name, said = {(row["method"], row["frames"], row["devices"]): row for row in rows}, []
     frames, devices = ([row[name] for row in rows] for name in ("frames", "devices"))
     for method in dict.fromkeys(row["method"] for row in rows):

@@ -64,20 +64,20 @@ def main() -> None:
             "steps": options.steps or stage.sampling.steps, "experiment": generator.experiment.name,
             "trained_steps": stage_checkpoints(options.run, stage.name).steps()[-1],
             "windows": len(windows) * options.clips, "window": size, "resize": PROTOCOL.resize}})
+    first, second = (real(generator, options, start) for start in (0, options.clips))
+    true = features(cut(first, windows), "real")
     if "real" not in record:
-        first, second = (real(generator, options, start) for start in (0, options.clips))
-        record["real"] = {"fvd": distance(cut(first, windows), cut(second, windows)),
-                          "change": changes(first, starts)}
+        record["real"] = {"fvd": distance(true, cut(second, windows)), "change": changes(first, starts)}
         save(options.out, record)
     for name, inpainting in WAYS.items():
         if name not in record["rows"]:
-            record["rows"][name] = measured(name, inpainting, generator, options, windows, starts)
+            record["rows"][name] = measured(name, inpainting, generator, options, windows, starts, true)
             save(options.out, record)
             print(name, record["rows"][name]["fvd"]["value"], file=sys.stderr, flush=True)
 
 
 def measured(name: str, inpainting: Inpainting, generator: Generator, options: Extension, windows: list[np.ndarray],
-             starts: np.ndarray) -> dict[str, Any]:
+             starts: np.ndarray, true: FeatureSet) -> dict[str, Any]:
     """Scores of a way, whose first videos are kept."""
     begun = time.perf_counter()
     videos = generator.extend([""] * options.clips, frames=options.frames, overlap=options.overlap,
@@ -85,7 +85,7 @@ def measured(name: str, inpainting: Inpainting, generator: Generator, options: E
     seconds = time.perf_counter() - begun
     slug = name.replace(" ", "_").replace(",", "")
     write_video(options.out.parent / f"extension_{slug}.gif", np.concatenate(videos[:SHOWN], axis=2), fps=8)
-    return {"fvd": distance(cut(real(generator, options, 0), windows), cut(videos, windows)),
+    return {"fvd": distance(true, cut(videos, windows)),
             "change": changes(videos, starts), "seconds": round(seconds, 1)}
 
 
@@ -107,14 +107,16 @@ def changes(videos: np.ndarray, starts: np.ndarray) -> float:
     return float(change[starts - 1].mean() / np.delete(change, starts - 1).mean())
 
 
-def distance(of: list[np.ndarray], made: list[np.ndarray]) -> dict[str, Any]:
-    """FVD between clips, uint8 `[T, H, W, 3]` each."""
-    def features(clips: list[np.ndarray], what: str) -> FeatureSet:
-        frames, height, width = clips[0].shape[:3]
-        return FeatureSet(features=i3d_features(clips, PROTOCOL.resize), data=f"StochasticMovingMNIST {what}",
-                          split="test", frames=frames, stride=1, size=f"{height}x{width}", resize=PROTOCOL.resize)
+def features(clips: list[np.ndarray], what: str) -> FeatureSet:
+    """What the detector sees of clips, uint8 `[T, H, W, 3]` each."""
+    frames, height, width = clips[0].shape[:3]
+    return FeatureSet(features=i3d_features(clips, PROTOCOL.resize), data=f"StochasticMovingMNIST {what}", split="test",
+                      frames=frames, stride=1, size=f"{height}x{width}", resize=PROTOCOL.resize)
 
-    return fvd(features(of, "real"), features(made, "made"), PROTOCOL).to_dict()
+
+def distance(true: FeatureSet, made: list[np.ndarray]) -> dict[str, Any]:
+    """FVD between real windows and others."""
+    return fvd(true, features(made, "made"), PROTOCOL).to_dict()
 
 
 if __name__ == "__main__":

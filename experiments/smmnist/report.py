@@ -72,10 +72,11 @@ def extension(record: dict[str, Any] | None) -> str:
     lines += [f"| {name} | {row['fvd']['value']:.1f} | {row['change']:.2f} | {row['seconds']:.0f} |"
               for name, row in record["rows"].items()]
     found = {name: row["fvd"]["value"] for name, row in record["rows"].items()}
-    guided = [value for name, value in found.items() if name.startswith("reconstruction")]
-    if guided and "replacement" in found:
-        lines += ["", f"FVD by replacement over that by the better guidance: {found['replacement'] / min(guided):.2f}; "
-                      f"published for other data is {PUBLISHED_RATIO}."]
+    ratios = [f"{found['replacement'] / value:.2f} ({name})" for name, value in found.items()
+              if name.startswith("reconstruction") and "replacement" in found]
+    if ratios:
+        lines += ["", f"FVD by replacement over that by guidance: {', '.join(ratios)}; published for other data is "
+                      f"{PUBLISHED_RATIO}."]
     return "\n".join([*lines, "", f"Recorded {record['date']}."])
 
 

@@ -76,6 +76,9 @@ def test_a_network_that_takes_frames_may_be_kept_from_seeing_them(stage):
         seen, inside = stage_conditioning(taking, sampling, keys, Conditioning(), None, given)
         assert float(seen.conditioning_mask.sum()) == shown * 2 * 2 * 64 and inside is given
         assert float(jnp.abs(seen.conditioning_frames).max()) == shown * 0.5
+    hidden = dataclasses.replace(taking.sampling, inpainting=Inpainting(method="replacement", shown=False))
+    with refused("Inpainting.shown", "guided_by='frames'", "permitted: True"):
+        dataclasses.replace(taking, sampling=dataclasses.replace(hidden, guided_by="frames"))
     with refused("Inpainting.shown", "method='network'", "'replacement'"):
         Inpainting(method="network", shown=False)
 

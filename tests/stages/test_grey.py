@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
+from vdm_jax.conditions.frame_masks import masked_first_frame
 from vdm_jax.conditions.low_resolution import LowResolution
 from vdm_jax.diffusion.likelihood import BIN, bits_per_dim, dequantised, log_density
 from vdm_jax.diffusion.process import Process
@@ -85,6 +86,14 @@ def generator_of(stage, params):
     return Generator(Experiment(name="tiny", stages=(stage,), data=DATA), {"base": params}, jax.devices()[:1])
 
 
+def test_a_grey_stage_is_given_no_videos(params):
+    made = generator_of(STAGE, params)
+    with refused("VideoSpec.channels", "longer videos", "'base'", "permitted: 3"):
+        made.extend(("a",), frames=4, overlap=1)
+    with refused("VideoSpec.channels", "given frames", "permitted: 3"):
+        made(("a",), masked_video=masked_first_frame(np.zeros((1, 16, 16, 3), np.float32), 2))
+
+
 def test_what_is_of_rgb_is_refused():
     with refused("Stage.network.out_channels", "network.out_channels=3", "permitted: 1"):
         dataclasses.replace(STAGE, network=dataclasses.replace(STAGE.network, out_channels=3))
@@ -93,5 +102,11 @@ def test_what_is_of_rgb_is_refused():
                             source=LowResolution(frames=2, height=8, width=8))
     with refused("VideoSpec.channels", "conditioning_frames=True", "permitted: 3"):
         dataclasses.replace(STAGE, network=dataclasses.replace(STAGE.network, conditioning_frames=True))
+    with refused("VideoSpec.channels", "stage 'large'", "permitted: 3"):
+        large = dataclasses.replace(
+            STAGE, name="large", video=VideoSpec(frames=2, height=16, width=16),
+            source=LowResolution(frames=2, height=16, width=16),
+            network=UNet(levels=(Level(channels=4),), groups=2, low_resolution=True))
+        Experiment(name="two", stages=(STAGE, large), data=DATA)
     with refused("VideoSpec.channels", "2", "1, 3"):
         VideoSpec(frames=1, height=8, width=8, channels=2)

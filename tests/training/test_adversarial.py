@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
-from tests.training.distilling import CAUSAL, MATCHING, MESH, SILENT, initial, random_params, stage_of
-from vdm_jax.training.adversarial import CLASSIFIER, scores
+from tests.training.distilling import CAUSAL, JUDGED, MATCHING, MESH, SILENT, initial, random_params, stage_of
+from vdm_jax.diffusion.process import Process
+from vdm_jax.diffusion.schedules import EDMSchedule
+from vdm_jax.training.adversarial import CLASSIFIER, middle, scores, student_loss
 from vdm_jax.training.distillation import Roles, distillation_loss, simulated
 from vdm_jax.training.draws import draw
 from vdm_jax.training.state import optimizer_of
 from vdm_jax.training.step import jit_train_step
-
-JUDGED = dataclasses.replace(MATCHING, adversarial=0.5, classifier=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +68,32 @@ def test_a_classifier_learns_to_tell_clips_from_the_student_and_the_student_to_p
     assert score(made + 0.1 * up / jnp.abs(up).max()) > score(made)
 
 
+def test_what_no_loss_counts_says_nothing(batch):
+    """The score of videos that differ from the clip in padded frames alone is the clip's."""
+    stage = stage_of(JUDGED, network=SILENT)
+    padded = {**batch, "frame_valid": jnp.ones((8, 2), bool).at[:, 1].set(False)}
+    drawn, critic = draw(stage, padded, jax.random.key(3)), initial(stage).networks["critic"]
+    bright = drawn.x.at[:, 1].add(1.0)
+    found = [jax.jit(lambda x: student_loss(stage, critic, drawn, x, jax.random.key(5)))(x)
+             for x in (drawn.x, bright, drawn.x.at[:, 0].add(1.0))]
+    assert found[0] == found[1] != found[2]
+
+
+def test_the_critic_sees_videos_as_it_does_in_its_own_loss(batch):
+    """Of a process that scales its input, features are those of the scaled one."""
+    process = Process(schedule=EDMSchedule(), prediction="edm")
+    stage = dataclasses.replace(stage_of(JUDGED, network=SILENT), process=process)
+    params, drawn = random_params(stage), draw(stage, batch, jax.random.key(3))
+    level = jnp.full(8, -6.0)
+    z = process.diffuse(drawn.x, drawn.noise, level)
+    assert z.std() > 15 and process.network_input(z, level).std() == pytest.approx(1, abs=0.1)
+    plain = dataclasses.replace(stage, process=Process())
+    np.testing.assert_allclose(middle(stage, params, drawn, z, level),
+                               middle(plain, params, drawn, process.network_input(z, level), level), rtol=1e-5)
+
+
 def test_only_a_u_net_has_a_middle():
+    with refused("DistributionMatching.adversarial", "UNet with resample_order='before'", "permitted: 0"):
+        stage_of(JUDGED, network=dataclasses.replace(SILENT, resample_order="before"))
     with refused("DistributionMatching.adversarial", "adversarial=0.5", "VideoTransformer", "permitted: 0"):
         stage_of(JUDGED, network=dataclasses.replace(CAUSAL, teacher_forcing=False))

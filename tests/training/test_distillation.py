@@ -20,6 +20,7 @@ from tests.training.distilling import (
     DATA,
     FORCING,
     FREE,
+    JUDGED,
     MATCHING,
     MESH,
     NETWORK,
@@ -116,7 +117,7 @@ def final_state(run, stage):
 @pytest.mark.parametrize(("distillation", "crash_at", "roles", "lora"), [
     (PROGRESSIVE, 3, {"teacher"}, ()), (CONSISTENCY, 3, {"teacher", "target"}, ()),
     (CONSISTENCY, 3, {"target"}, (LoRA(rank=2, patterns=("/",)),)),
-    (MATCHING, 3, {"teacher", "critic"}, ()), (FORCING, 3, {"teacher", "critic"}, ())],
+    (JUDGED, 3, {"teacher", "critic"}, ()), (FORCING, 3, {"teacher", "critic"}, ())],
     ids=["progressive", "consistency", "lora", "matching", "self-forcing"])
 def test_an_interrupted_distillation_resumes_to_the_same_bits(teacher, data_dir, distillation, crash_at, roles, lora):
     """With teacher, student, target, average, critic and both optimizers; the progressive one in its second round,
@@ -250,21 +251,21 @@ def test_a_student_learns_at_every_second_step_of_its_critic(batch):
 
 @pytest.mark.parametrize("spec", [
     pytest.param(dataclasses.replace(PROGRESSIVE, guidance=None), id="progressive", marks=pytest.mark.full),
-    pytest.param(CONSISTENCY, id="consistency"), pytest.param(MATCHING, id="matching", marks=pytest.mark.full)])
+    pytest.param(CONSISTENCY, id="consistency"), pytest.param(JUDGED, id="matching", marks=pytest.mark.full)])
 def test_micro_batches_and_split_parameters_change_no_gradient(spec, batch):
     """The optimizer's first moment after a step of two micro-batches, on two devices that hold half of the parameters
     each: a tenth of the mean of the gradients of the micro-batches on one device. Of matching, also the critic's."""
     stage = stage_of(spec, network=SILENT, accumulation=2, **({} if hasattr(spec, "rounds") else {"steps": 4}))
     state = initial(stage).replace(params=random_params(stage), step=jnp.int32(1))  # the student of matching learns
     state = state.replace(networks={**state.networks, **{
-        role: random_params(stage, n + 1) for n, role in enumerate(spec.roles)}})
+        role: {**state.networks[role], **random_params(stage, n + 1)} for n, role in enumerate(spec.roles)}})
 
     @jax.jit
     def means(state):
         alone = dataclasses.replace(stage, training=dataclasses.replace(stage.training, accumulation=1))
         roles, key = in_roles(alone, state)[1], jax.random.fold_in(state.key, state.step)
         asked = [(state.params, roles, key)]
-        if spec is MATCHING:
+        if spec is JUDGED:
             seen = Roles({**roles.networks, "student": state.params}, roles.step, "critic")
             asked.append((state.networks["critic"], seen, jax.random.fold_in(key, 1)))
         found = [[gradients(alone, params, {name: x[i::2] for name, x in batch.items()}, k, unroll=True, roles=of)[2]

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.training.distilling import CONSISTENCY, MATCHING, MESH, PROGRESSIVE, SILENT, random_params, stage_of
+from tests.training.distilling import CONSISTENCY, JUDGED, MATCHING, MESH, PROGRESSIVE, SILENT, random_params, stage_of
 from vdm_jax.diffusion.distillation import SquaredDistance
 from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
@@ -117,7 +117,8 @@ def test_evaluations_of_teachers_and_targets_are_planned():
 
     plain = work(None)
     for distillation, evaluations in ((dataclasses.replace(PROGRESSIVE, guidance=None), 2), (CONSISTENCY, 3),
-                                      (ConsistencyTraining(), 1), (MATCHING, 1.5 + 5.5 / 2)):
+                                      (ConsistencyTraining(), 1), (MATCHING, 1.5 + 5.5 / 2),
+                                      (JUDGED, 1.5 + 5.5 / 2 + 6 + 3 / 2)):
         found = work(distillation)
         assert found.model == pytest.approx((3 + evaluations) / 3 * plain.model)
         assert found.computed - plain.computed == pytest.approx(evaluations / 3 * plain.computed, rel=0.1)

@@ -13,6 +13,8 @@ from tests.refusals import refused
 from tests.training.distilling import CONSISTENCY, MESH, SILENT, initial, random_params, stage_of
 from vdm_jax.diffusion.distillation import Perceptual, SquaredDistance
 from vdm_jax.metrics.detectors import lpips, weights
+from vdm_jax.planning.flops import training_work
+from vdm_jax.stages.parameters import initial_params
 from vdm_jax.stages.stage import VideoSpec
 from vdm_jax.training.distillation import Roles, distillation_loss
 from vdm_jax.training.draws import draw
@@ -52,7 +54,7 @@ def test_the_distance_is_the_mean_of_frames_and_counts_what_is_asked_for(random_
     np.testing.assert_allclose(found, frames.mean(1), rtol=1e-5)
     mask = jnp.zeros((2, 3, 1, 1, 1)).at[:, 1].set(1.0)
     found = perceptual_distance(Perceptual(), random_weights, x, target, mask)
-    np.testing.assert_allclose(found, frames[:, 1] / 3, rtol=1e-5)
+    np.testing.assert_allclose(found, frames[:, 1], rtol=1e-5)
 
 
 def test_a_train_step_takes_the_weights_as_an_argument(batch, random_weights):
@@ -72,8 +74,14 @@ def test_a_train_step_takes_the_weights_as_an_argument(batch, random_weights):
     np.testing.assert_allclose(loss(doubled), 2 * loss(random_weights), rtol=1e-4)
 
 
-def test_weights_are_looked_for_and_planned(monkeypatch):
+def test_weights_are_looked_for_and_planned(monkeypatch, random_weights):
     stage = stage_of(SPEC, network=SILENT)
+    shapes = {"video": jax.ShapeDtypeStruct((8, 2, 16, 16, 3), "uint8")}
+    params = jax.eval_shape(lambda key: initial_params(stage, key), jax.random.key(0))
+    plain, found = (training_work(of, shapes, params, MESH) for of in (stage_of(CONSISTENCY, network=SILENT), stage))
+    # VGG16 on 8 x 2 frames of 16x16, of both videos and backwards to one of them: 2 per product of 14.7 M weights and
+    # at least one place
+    assert found.model - plain.model > 3 * 16 * 2 * 14_710_464 and found.computed - plain.computed > 0
     planned, = abstract_fixed(stage, MESH)
     assert sum(leaf.size for leaf in jax.tree.leaves(planned)) == 14_714_688 + 1472  # VGG16's convolutions, the heads
     assert abstract_fixed(stage_of(network=SILENT), MESH) == () == perceptual_weights(stage_of(network=SILENT))
@@ -86,8 +94,8 @@ def test_weights_are_looked_for_and_planned(monkeypatch):
 
 
 def test_what_it_cannot_see_is_refused():
-    with refused("Distance", "2x8x8", "16 a side"):
+    with refused("Distance", "(8, 8) pixels", "16 a side"):
         dataclasses.replace(stage_of(SPEC, network=SILENT), video=VideoSpec(frames=2, height=8, width=8))
-    with refused("Distance", "2x16x16", "31 a side"):
+    with refused("Distance", "(16, 16) pixels", "31 a side"):
         stage_of(dataclasses.replace(SPEC, distance=Perceptual(backbone="alexnet")), network=SILENT)
     stage_of(dataclasses.replace(SPEC, distance=SquaredDistance()), network=SILENT)

@@ -10,7 +10,7 @@ import numpy as np
 from vdm_jax.conditions.frame_masks import MaskedVideo
 from vdm_jax.errors import UserError
 from vdm_jax.generation.one_stage import inpainting_method
-from vdm_jax.stages.stage import Stage
+from vdm_jax.stages.stage import Stage, require_rgb
 
 
 def checked_frames(masked_video: MaskedVideo | None, stage: Stage, count: int) -> MaskedVideo | None:
@@ -18,6 +18,7 @@ def checked_frames(masked_video: MaskedVideo | None, stage: Stage, count: int) -
     for a low-resolution video where guidance does not go by it."""
     if masked_video is None:
         return None
+    require_rgb(stage, "given frames")
     if masked_video.low is not None and inpainting_method(stage, stage.sampling) != "reconstruction":
         raise UserError(f"a low-resolution video is given for stage {stage.name!r} with inpainting.method="
                         f"{inpainting_method(stage, stage.sampling)!r}; permitted: 'reconstruction'")

@@ -28,6 +28,7 @@ from vdm_jax.stages.inputs import training_inputs
 from vdm_jax.stages.latent import abstract_weights, decode
 from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage
+from vdm_jax.training.perceptual import abstract_fixed, perceptual, perceptual_distance
 
 # Backward over forward: matrix products and convolutions give two gradients. Attention recomputes its scores: five
 # products against two (Dao 2023, 2307.08691), where the kernel has not kept them.
@@ -85,8 +86,23 @@ def training_work(stage: Stage, batch: dict[str, Any], params: Any, mesh: Mesh) 
         coder = _flops(lambda b, *weights: training_inputs(stage, b, jax.random.key(0), *weights)[0], mesh, batch,
                        *abstract_weights(stage.latent))
     evaluations = 0 if stage.training.distillation is None else stage.training.distillation.evaluations
-    others = evaluations * (products + forward.attention_computed) + coder  # without gradient
-    return Work(forward, 1, (3 + evaluations) * forward.model + coder, computed + others, least + others, coder)
+    distance = _distance_flops(stage, batch, mesh)
+    others = evaluations * (products + forward.attention_computed) + coder + distance  # without gradient
+    model = (3 + evaluations) * forward.model + coder + distance
+    return Work(forward, 1, model, computed + others, least + others, coder)
+
+
+def _distance_flops(stage: Stage, batch: dict[str, Any], mesh: Mesh) -> int:
+    """Of LPIPS as the distance of a distillation: of both videos, and backwards to one of them."""
+    spec = perceptual(stage)
+    if spec is None:
+        return 0
+
+    def compared(batch: Any, weights: Any) -> Any:
+        x = training_inputs(stage, batch, jax.random.key(0))[0]
+        return perceptual_distance(spec, weights, x, x)
+
+    return 3 * _flops(compared, mesh, batch, *abstract_fixed(stage, mesh)) // 2
 
 
 def sampling_work(stage: Stage, sampling: Sampling, batch: dict[str, Any], params: Any, mesh: Mesh) -> Work:

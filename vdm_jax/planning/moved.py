@@ -33,6 +33,7 @@ from vdm_jax.stages.latent import abstract_weights
 from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.parameters import network_params
 from vdm_jax.stages.stage import Stage
+from vdm_jax.training.perceptual import abstract_fixed
 from vdm_jax.training.state import TrainState
 from vdm_jax.training.trainable import merged, split
 
@@ -73,7 +74,7 @@ def training_bytes(stage: Stage, state: TrainState, batch: dict[str, Any], mesh:
         state=2 * device_bytes((trained, state.opt_state, state.ema))
         + device_bytes((frozen, getattr(state, "networks", {}))),
         gradients=2 * stage.training.accumulation * device_bytes(trained),
-        inputs=device_bytes((batch, *abstract_weights(stage.latent, mesh))),
+        inputs=device_bytes((batch, *abstract_fixed(stage, mesh))),
         activations=2 * saved // mesh.size, sent=sent, sent_far=sent_far)
 
 

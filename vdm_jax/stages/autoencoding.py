@@ -88,9 +88,9 @@ class AutoencoderStage:
                 raise UserError(f"AutoencoderStage {self.name!r}: video.{name}={getattr(self.video, name)} is not a "
                                 f"multiple of what the network shrinks it by; permitted: {multiple}, {2 * multiple}, "
                                 "...")
-        if self.network.channels != 3:
-            raise UserError(f"AutoencoderStage {self.name!r}: network.channels={self.network.channels}; permitted: 3, "
-                            "as clips have")
+        if (self.network.channels, self.video.channels) != (3, 3):
+            raise UserError(f"AutoencoderStage {self.name!r}: network.channels={self.network.channels} with "
+                            f"video.channels={self.video.channels}; permitted: 3, as clips have")
         last, patterns = "/" + "/".join(self.network.last_kernel), self.training.trainable
         loss = self.training.loss
         if patterns and loss.discriminators and not any(re.search(p, last) for p in patterns):

@@ -224,7 +224,8 @@ class DistributionMatching(Matching):
 
     @property
     def evaluations(self) -> float:
-        """As of `Matching`, and those of the regression and of the classifier."""
+        """As of `Matching`, and those of the regression and of the classifier, which takes the way up, that it does not
+        run, as run: an upper bound."""
         pairs = (self.regression_steps * self._of_teacher + 3) * (self.regression > 0)
         judged = (6 + 3 / self.critic_updates) * (self.adversarial > 0)
         return super().evaluations + pairs / self.critic_updates + judged
@@ -234,9 +235,10 @@ class DistributionMatching(Matching):
         super().check_training(stage)
         network = stage.network
         if self.adversarial and not (isinstance(network, UNet) and network.resample_order == "after"):
-            raise UserError(f"Stage {stage.name!r}: training.distillation.adversarial={self.adversarial} with a "
-                            f"{type(network).__name__}; permitted: 0, or a UNet with resample_order='after', whose "
-                            "middle a classifier sees", "DistributionMatching.adversarial")
+            order = f" with resample_order={network.resample_order!r}" if isinstance(network, UNet) else ""
+            raise UserError(f"Stage {stage.name!r}: training.distillation.adversarial={self.adversarial} of a "
+                            f"{type(network).__name__}{order}; permitted: 0, or a UNet with resample_order='after', "
+                            "whose middle a classifier sees", "DistributionMatching.adversarial")
 
 
 @config
@@ -308,9 +310,10 @@ def check_consistency(spec: Distillation, stage: Any) -> None:
                         f"{type(sampling.sampler).__name__} of a {type(spec).__name__}; permitted: Consistency, with "
                         "consistency=Boundary(), or the scaling of timesteps of a latent one (10)")
     least = spec.distance.least_side if isinstance(spec.distance, Perceptual) else 0
-    if least and (stage.latent is not None or stage.video.channels != 3 or min(stage.video.shape[1:3]) < least):
+    seen = stage.training.crop or stage.video.shape[1:3]
+    if least and (stage.latent is not None or stage.video.channels != 3 or min(seen) < least):
         raise UserError(f"Stage {stage.name!r}: training.distillation.distance={spec.distance} of "
-                        f"{'latents' if stage.latent else f'{stage.video.channels} channels of {stage.video}'}; "
+                        f"{'latents' if stage.latent else f'{stage.video.channels} channels of {seen} pixels'}; "
                         f"permitted: RGB pixels, {least} a side or more, or another distance", "Distance")
 
 

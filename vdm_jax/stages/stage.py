@@ -237,6 +237,13 @@ class Stage:
             sampling=dataclasses.replace(self.sampling, windows=None))
 
 
+def require_rgb(stage: Stage, what: str) -> None:
+    """Raise `UserError` for what a stage of grey values cannot do."""
+    if stage.video.channels != 3:
+        raise UserError(f"{what} of stage {stage.name!r} with video.channels={stage.video.channels}; permitted: 3",
+                        "VideoSpec.channels")
+
+
 def augmentation_of(stage: Stage) -> Augmentation | None:
     """How the low-resolution video of a stage is corrupted, if it starts from one."""
     return None if stage.source is None else stage.source.augmentation
@@ -268,7 +275,12 @@ def check_space(stage: Stage) -> None:
 
 
 def _check_values(stage: Stage, where: str) -> None:
-    """Raise `UserError` where a stage that is of more than RGB pixels from noise asks for grey or noisy values."""
+    """Raise `UserError` for noise on the values of latents, hidden frames that a stage is made of, and grey values of a
+    stage that is given RGB videos."""
+    if not stage.sampling.inpainting.shown and (stage.source is not None or stage.sampling.guided_by == "frames"):
+        raise UserError(f"{where}: sampling.inpainting.shown=False with source={stage.source} and guided_by="
+                        f"{stage.sampling.guided_by!r}; permitted: True, or no source and guidance by the prompt",
+                        "Inpainting.shown")
     if stage.training.dequantise and stage.latent is not None:
         raise UserError(f"{where}: training.dequantise=True in latents; permitted: False, or a stage of pixels",
                         "Training.dequantise")
@@ -351,6 +363,7 @@ class Experiment:
         if not names or len(set(names)) != len(names):
             raise UserError(f"Experiment.stages={names} is not valid; permitted: at least one, with different names")
         for before, stage in zip(self.stages, self.stages[1:], strict=False):
+            require_rgb(before, f"stage {stage.name!r} after what is made")
             need = stage.source_shape
             if need != before.video.shape[:3]:
                 size = "x".join(map(str, need)) if need else "nothing"

@@ -14,7 +14,7 @@ from vdm_jax.diffusion.arrays import Level, Video
 from vdm_jax.networks.kinds import network_module
 from vdm_jax.networks.unet import FEATURES
 from vdm_jax.stages.stage import Stage
-from vdm_jax.training.draws import Drawn
+from vdm_jax.training.draws import Drawn, loss_mask
 
 CLASSIFIER = "classifier"  # among the critic's parameters
 
@@ -39,15 +39,22 @@ def with_classifier(stage: Stage, critic: Any, key: PRNGKeyArray) -> Any:
 
 
 def student_loss(stage: Stage, critic: Any, drawn: Drawn, x: Video, key: PRNGKeyArray) -> Float[Array, ""]:
-    """Falls as the student's videos look more like clips."""
-    return jax.nn.softplus(-scores(stage, critic, drawn, x, key)).mean()
+    """Falls as the student's videos x look more like clips."""
+    return jax.nn.softplus(-scores(stage, critic, drawn, _counted(stage, drawn, x), key)).mean()
 
 
 def classifier_loss(stage: Stage, critic: Any, drawn: Drawn, x: Video, key: PRNGKeyArray) -> Float[Array, ""]:
-    """Falls as clips and the student's videos x are told apart; 2 log 2 where they are not."""
-    real, fake = (scores(stage, critic, drawn, of, at) for of, at in zip((drawn.x, x), jax.random.split(key),
-                                                                           strict=True))
+    """Falls as clips and the student's videos x are distinguished; 2 log 2 where they are not."""
+    videos = drawn.x, _counted(stage, drawn, x)
+    real, fake = (scores(stage, critic, drawn, of, at) for of, at in zip(videos, jax.random.split(key), strict=True))
     return jax.nn.softplus(-real).mean() + jax.nn.softplus(fake).mean()
+
+
+def _counted(stage: Stage, drawn: Drawn, x: Video) -> Video:
+    """The student's videos with the clip's own values where no loss counts, so that padding or given frames say
+    nothing."""
+    mask = loss_mask(stage, drawn.conditioning)
+    return x if mask is None else jnp.where(mask > 0, x, drawn.x)
 
 
 def scores(stage: Stage, critic: Any, drawn: Drawn, x: Video, key: PRNGKeyArray) -> Float[Array, " B"]:
@@ -62,5 +69,6 @@ def scores(stage: Stage, critic: Any, drawn: Drawn, x: Video, key: PRNGKeyArray)
 def middle(stage: Stage, params: Any, drawn: Drawn, z: Video, level: Level) -> Float[Array, "B T H W C"]:
     """Features of the middle of a network."""
     kept = network_module(stage.network).apply(
-        {"params": params}, z, level, drawn.conditioning, images=drawn.images, mutable=[FEATURES])[1]
+        {"params": params}, stage.process.network_input(z, level), level, drawn.conditioning, images=drawn.images,
+        mutable=[FEATURES])[1]
     return kept[FEATURES]["middle"][0]

@@ -275,8 +275,8 @@ def _regression(
 
 
 def critic_loss(stage: Stage, params: Any, drawn: Drawn, roles: Roles) -> Loss:
-    """The stage's own loss on the student's videos in place of clips, and that of a classifier that tells them from
-    clips."""
+    """The stage's own loss on the student's videos in place of clips, and that of a classifier that distinguishes them
+    from clips."""
     x = jax.lax.stop_gradient(simulated(stage, roles.networks["student"], drawn))
     network, seen = judging(stage, drawn, x)
     noise = jax.random.normal(jax.random.fold_in(drawn.dropout_key, _NOISE_STREAM), x.shape)
@@ -285,8 +285,8 @@ def critic_loss(stage: Stage, params: Any, drawn: Drawn, roles: Roles) -> Loss:
     loss, found, spec = losses.mean(), {"x_mse": aux["x_mse"].mean()}, stage.training.distillation
     if not spec.adversarial:
         return loss, found
-    told = classifier_loss(stage, params, drawn, x, jax.random.fold_in(drawn.dropout_key, _CLASS_STREAM))
-    return loss + spec.classifier * told, {**found, "classifier_loss": told}
+    judged = classifier_loss(stage, params, drawn, x, jax.random.fold_in(drawn.dropout_key, _CLASS_STREAM))
+    return loss + spec.classifier * judged, {**found, "classifier_loss": judged}
 
 
 def simulated(stage: Stage, params: Any, drawn: Drawn) -> Video:

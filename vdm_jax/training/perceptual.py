@@ -20,10 +20,14 @@ from vdm_jax.stages.stage import Stage
 def perceptual_distance(
     spec: Perceptual, weights: Any, x: Video, target: Video, mask: Float[Array, "B T ..."] | None = None
 ) -> Float[Array, " B"]:
-    """LPIPS of each example, the mean of its frames; x counts where `mask` is 1."""
+    """LPIPS of each example, the mean of its frames of which something counts: x, where `mask` is 1."""
     x = x if mask is None else jnp.where(mask > 0, x, target)
     frames = (video.reshape(-1, *video.shape[2:]) for video in (x, target))
-    return lpips.distance(weights, *frames, spec.backbone).reshape(x.shape[:2]).mean(1)
+    found = lpips.distance(weights, *frames, spec.backbone).reshape(x.shape[:2])
+    if mask is None:
+        return found.mean(1)
+    counted = jnp.broadcast_to(jnp.any(mask > 0, axis=tuple(range(2, mask.ndim))), found.shape)
+    return found.sum(1) / jnp.maximum(counted.sum(1), 1)
 
 
 def perceptual(stage: Stage) -> Perceptual | None:

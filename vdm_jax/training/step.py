@@ -30,16 +30,16 @@ CompileStep = Callable[[Mesh, Callable[[], jax.stages.Compiled]], jax.stages.Com
 
 
 def stage_loss(
-    stage: Stage, params: Any, batch: Batch, key: PRNGKeyArray, autoencoder: Any = None, *, train: bool = True,
+    stage: Stage, params: Any, batch: Batch, key: PRNGKeyArray, fixed: Any = None, *, train: bool = True,
     roles: Roles | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Mean loss of a batch, and scalars to log. The key decides noise levels, noise, augmentation and dropout;
-    `autoencoder` are weights that are not trained, of a latent stage's autoencoder or of the distance of a
+    `fixed` are weights that are not trained, of a latent stage's autoencoder or of the distance of a
     distillation (`perceptual.py`), `roles` the other networks of a stage that is distilled."""
     batch = {name: shard(x, "batch", *[None] * (x.ndim - 1)) for name, x in batch.items()}
-    drawn = draw(stage, batch, key, autoencoder, train=train)
+    drawn = draw(stage, batch, key, fixed, train=train)
     if roles is not None:
-        return distillation_loss(stage, params, drawn, roles, autoencoder)
+        return distillation_loss(stage, params, drawn, roles, fixed)
     losses, aux = stage.process.loss(bound_network(stage, params, drawn, train=train), drawn.x, None,
                                      mask=loss_mask(stage, drawn.conditioning), logsnr=drawn.logsnr, noise=drawn.noise)
     loss, logged = losses.mean(), {"x_mse": aux["x_mse"].mean()}
@@ -50,7 +50,7 @@ def stage_loss(
 
 
 def gradients(
-    stage: Stage, params: Any, batch: Batch, key: PRNGKeyArray, autoencoder: Any = None, *, unroll: bool,
+    stage: Stage, params: Any, batch: Batch, key: PRNGKeyArray, fixed: Any = None, *, unroll: bool,
     roles: Roles | None = None,
 ) -> tuple[Array, dict[str, Array], Any]:
     """Loss, scalars and gradients of a batch (with respect to what is trained), accumulated over the micro-batches the
@@ -61,7 +61,7 @@ def gradients(
     """
     params, frozen = split(params, stage.training.trained)
     grad = jax.value_and_grad(lambda p, b, k: stage_loss(
-        stage, network_params(stage, merged(p, frozen)), b, k, autoencoder, roles=roles), has_aux=True)
+        stage, network_params(stage, merged(p, frozen)), b, k, fixed, roles=roles), has_aux=True)
     parts = stage.training.accumulation
     if parts == 1:
         (loss, aux), grads = grad(params, batch, key)
@@ -80,7 +80,7 @@ def gradients(
 
 
 def train_step(
-    stage: Stage, state: TrainState, batch: Batch, autoencoder: Any = None, *, unroll: bool = True
+    stage: Stage, state: TrainState, batch: Batch, fixed: Any = None, *, unroll: bool = True
 ) -> tuple[TrainState, dict[str, Array]]:
     """Gradient, clipping, AdamW of what is trained, EMA. A step whose loss or gradient is not finite changes nothing
     but the counter."""
@@ -89,9 +89,9 @@ def train_step(
     rate = rate_of_update(stage.training, state.opt_state)
     if getattr(stage.training.distillation, "optimized", ()):
         state, metrics = two_time_scales(stage, state, roles, lambda params, roles, key: gradients(
-            stage, params, batch, key, autoencoder, unroll=unroll, roles=roles), key)
+            stage, params, batch, key, fixed, unroll=unroll, roles=roles), key)
         return state, {**metrics, "learning_rate": rate}
-    loss, aux, grads = gradients(stage, state.params, batch, key, autoencoder, unroll=unroll, roles=roles)
+    loss, aux, grads = gradients(stage, state.params, batch, key, fixed, unroll=unroll, roles=roles)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     trained, frozen = split(state.params, stage.training.trained)
@@ -112,41 +112,41 @@ def jit_train_step(stage: Stage, mesh: Mesh) -> jax.stages.Wrapped:
 
 
 def compile_train_step(
-    stage: Stage, mesh: Mesh, autoencoder: tuple[Any, ...] = (), compile_step: CompileStep | None = None
+    stage: Stage, mesh: Mesh, fixed: tuple[Any, ...] = (), compile_step: CompileStep | None = None
 ) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, Array]]]:
     """`jit_train_step` called with the mesh in context, for batches of one shape; the first call compiles it, and warns
-    where the compiler does not gather split parameters as it should. `autoencoder` are weights that are not trained, of
+    where the compiler does not gather split parameters as it should. `fixed` are weights that are not trained, of
     a latent stage's autoencoder or of a distance, which are placed here. `compile_step` calls the compiler that it is
     given, and may refuse what comes of it."""
     program = jit_train_step(stage, mesh)
-    autoencoder = jax.device_put(autoencoder, fixed_shardings(stage, mesh))
+    fixed = jax.device_put(fixed, fixed_shardings(stage, mesh))
     compiled = None
 
     def call(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, Array]]:
         nonlocal compiled
         if compiled is None:
-            lowered = program.lower(state, batch, *autoencoder)
+            lowered = program.lower(state, batch, *fixed)
             compiled = lowered.compile() if compile_step is None else compile_step(mesh, lowered.compile)
             for line in check_gathers(compiled.as_text(), mesh) if split_axes(mesh) else ():  # the text is long
                 logger.warning(line)
-        return compiled(state, batch, *autoencoder)
+        return compiled(state, batch, *fixed)
 
     return _under(mesh, call)
 
 
 def compile_validation(
-    stage: Stage, mesh: Mesh, autoencoder: tuple[Any, ...] = ()
+    stage: Stage, mesh: Mesh, fixed: tuple[Any, ...] = ()
 ) -> Callable[[Any, Batch, PRNGKeyArray], Array]:
     """Loss of given parameters of the network on a batch, with the given key and without dropout, jitted for a mesh;
-    `autoencoder` as in `compile_train_step`."""
+    `fixed` as in `compile_train_step`."""
     params = parameter_shardings(network_shapes(stage), mesh)
     whole = NamedSharding(mesh, P())
     weights = weight_shardings(stage.latent, mesh)
-    loss = jax.jit(lambda p, batch, key, *autoencoder: stage_loss(stage, p, batch, key, *autoencoder, train=False)[0],
+    loss = jax.jit(lambda p, batch, key, *fixed: stage_loss(stage, p, batch, key, *fixed, train=False)[0],
                    in_shardings=(params, batch_sharding(mesh), whole, *weights), out_shardings=whole,
                    compiler_options=compiler_options(mesh))
-    autoencoder = jax.device_put(autoencoder, weights)
-    return _under(mesh, lambda *arguments: loss(*arguments, *autoencoder))
+    fixed = jax.device_put(fixed, weights)
+    return _under(mesh, lambda *arguments: loss(*arguments, *fixed))
 
 
 def _under(mesh: Mesh, function: Callable) -> Callable:

@@ -29,7 +29,7 @@ from vdm_jax.generation.one_stage import sampling_parts
 from vdm_jax.generation.overrides import one_guidance, with_guide, with_overrides
 from vdm_jax.generation.prompts import at_rate, frame_rates, requested_conditioning
 from vdm_jax.metrics.frames import psnr
-from vdm_jax.stages.stage import Stage
+from vdm_jax.stages.stage import Stage, require_rgb
 from vdm_jax.video.arrays import check_finite, to_float, to_uint8
 
 
@@ -213,6 +213,7 @@ def with_frames(stage: Stage, frames: int) -> Stage:
 def _in_sizes(videos: Any, stages: Sequence[Stage], count: int) -> dict[str, Float[np.ndarray, "B T H W 3"]]:
     """The given videos in [-1, 1] in the size of each stage, as its training has them. Raises `UserError` for videos
     of another shape."""
+    require_rgb(stages[0], "edited videos")
     shape = (count, *stages[-1].video.shape)
     if np.shape(videos) != shape:
         raise UserError(f"videos of shape {list(np.shape(videos))} for {count} captions and stage "

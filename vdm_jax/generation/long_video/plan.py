@@ -24,7 +24,7 @@ from vdm_jax.diffusion.sampling import check_steps
 from vdm_jax.errors import UserError
 from vdm_jax.generation.one_stage import inpainting_method
 from vdm_jax.stages.options import Sampling, Windows
-from vdm_jax.stages.stage import Stage
+from vdm_jax.stages.stage import Stage, require_rgb
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Method:
 
     def check(self, stage: Stage, sampling: Sampling, frames: int) -> None:
         """Raise `UserError` for numbers of frames that it cannot make, and stages that were not trained for it."""
+        require_rgb(stage, "longer videos")
         size = stage.video.frames
         if frames < size:
             raise UserError(f"frames={frames} is not valid; permitted: >= {size}, what stage {stage.name!r} makes at "
