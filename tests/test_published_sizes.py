@@ -64,6 +64,8 @@ EXACT = {
     ("svd/image_to_video_14", "base"): 1_524_623_082, ("svd/image_to_video_25", "base"): 1_524_623_082,
     ("make_your_video/images", "base"): 865_913_604, ("make_your_video/videos", "base"): 1_605_838_852,
     ("modelscope/text_to_video", "base"): 1_411_233_860, ("animatediff/v2", "base"): 1_312_730_244,
+    ("sparse_ctrl/rgb", "base"): 1_276_658_564 + 496_730_880,
+    ("sparse_ctrl/scribble", "base"): 1_276_658_564 + 497_802_784,
     ("lvdm/sky", "base"): 548_904_580, ("lvdm/sky_prediction", "base"): 549_163_908,
     ("lvdm/sky_interpolation", "base"): 549_181_060, ("lvdm/text", "base"): 958_924_964,
     ("wan/text_to_video_1b", "base"): 1_418_996_800, ("wan/text_to_video_14b", "base"): 14_288_491_584,

@@ -18,10 +18,11 @@ from vdm_jax.video.writing import write_video
 
 
 def train(experiment: AnyExperiment, run: Path, trainer: type[Trainer] = Trainer) -> None:
-    """Train the first stage into a run, on one device."""
+    """Train all stages into a run, on one device."""
     open_run(run, experiment)
-    report = Report(rich.console.Console(file=io.StringIO()))
-    trainer(experiment, experiment.stages[0], run, report, devices=jax.devices()[:1]).train()
+    for stage in experiment.stages:
+        report = Report(rich.console.Console(file=io.StringIO()))
+        trainer(experiment, stage, run, report, devices=jax.devices()[:1]).train()
 
 
 def write_squares(home: Path, frames: int, speed: int, maps: str | None = None) -> None:

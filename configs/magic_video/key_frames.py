@@ -7,8 +7,7 @@ Citation: Zhou et al. 2022, arXiv 2211.11018, by its abstract and public notes, 
           masked before or after its softmax (Directed.mask: before here, after in the notes), and the layers of the
           autoencoder with a temporal decoder. Ours, in their place: Stable Diffusion 1.x, its noise and autoencoder;
           adaptors of each channel in residual blocks; temporal attention that begins as zero; rates from 2 to 30 frames
-          per second, of which the network receives one less. The networks that fill in frames and enlarge to 1024x1024
-          are left out.
+          per second, of which the network receives one less. magic_video/cascade has the networks after this one.
 Hardware: not known to us; FLOPs are about 1/64 of those of VDM.
 Expected: UCF-101 zero-shot FVD 699 (655 as a later paper quotes it), MSR-VTT FID 36.5 and FVD 998 (1290 as a later
           paper quotes it), with all networks. Not trained by us.
@@ -26,18 +25,19 @@ from vdm_jax.stages.options import InitFromFile, Sampling, Training
 from vdm_jax.stages.stage import Experiment, Stage, VideoSpec
 from vdm_jax_configs.magic_video import _stage
 
+LATENT = Latent(autoencoder=AUTOENCODER_F8, weights="weights/sd_vae.safetensors", encode_frames=1)
+TRAINING = Training(
+    steps=100_000, batch_size=64, learning_rate=5e-5, weight_decay=0.01, ema_decay=0.0, text_dropout=0.1,
+    random_starts=True, frame_rates=FrameRates(lowest=2.0, highest=30.0, first=(1.0, 1.0), last=(1.0, 1.0)),
+    init_from=InitFromFile(path="weights/sd1_unet.safetensors"))
+SAMPLING = Sampling(sampler=_stage.SAMPLER, steps=50, guidance=6.5, threshold=None)
+
 
 def get_config() -> Experiment:
     """859.5M parameters of the image network, and those of what it lacks."""
-    rates = FrameRates(lowest=2.0, highest=30.0, first=(1.0, 1.0), last=(1.0, 1.0))
     stage = Stage(
-        name="base", video=VideoSpec(frames=16, height=256, width=256, fps=8), process=_stage.PROCESS,
-        latent=Latent(autoencoder=AUTOENCODER_F8, weights="weights/sd_vae.safetensors", encode_frames=1),
-        network=_stage.network(LATENT_UNET_MAGIC_VIDEO),
-        training=Training(steps=100_000, batch_size=64, learning_rate=5e-5, weight_decay=0.01, ema_decay=0.0,
-                          text_dropout=0.1, random_starts=True, frame_rates=rates,
-                          init_from=InitFromFile(path="weights/sd1_unet.safetensors")),
-        sampling=Sampling(sampler=_stage.SAMPLER, steps=50, guidance=6.5, threshold=None))
+        name="base", video=VideoSpec(frames=16, height=256, width=256, fps=8), process=_stage.PROCESS, latent=LATENT,
+        network=_stage.network(LATENT_UNET_MAGIC_VIDEO), training=TRAINING, sampling=SAMPLING)
     videos = VideoFolder(path="data/webvid", captions="data/webvid/captions.csv", frames=16, height=256, width=256,
                          clips="one")
     return Experiment(name="magic_video_key_frames", stages=(stage,),

@@ -70,5 +70,5 @@ def test_vectors_of_another_kind_are_refused(projection, said, tmp_path):
 
 
 def test_one_part_of_the_weights_is_exported(tmp_path):
-    with refused("Export.image_prompts", "--lora=plain", "one of them"):
+    with refused("Export.parts", "--lora=plain", "one of them"):
         export_command.main(["run", str(tmp_path / "out"), "--lora", "plain", "--image-prompts"])

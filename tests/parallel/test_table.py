@@ -44,7 +44,7 @@ def golden_file(name: str) -> Path:
 
 # Open latent models have some 1,500 tensors each, which takes seconds to trace.
 SLOW = ("animate_anyone", "animatediff", "dream_pose", "follow_your_pose", "lvdm", "magic_video", "make_your_video",
-        "modelscope", "stable_diffusion", "svd", "tune_a_video", "video_ldm")
+        "modelscope", "sparse_ctrl", "stable_diffusion", "svd", "tune_a_video", "video_ldm")
 
 
 @pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.full) if name.startswith(SLOW) else name

@@ -1,8 +1,11 @@
 """Sample grids: every row says what it shows, and shows it."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
+from vdm_jax.commands.configs import load_config
 from vdm_jax.stages.stage import FirstFrame, KeyFrames, LowResolution
 from vdm_jax.training import sample_grids
 from vdm_jax.training.sample_grids import input_frames, picture_grid, video_grid
@@ -64,6 +67,15 @@ def test_inputs_stand_at_their_places_in_time(source, frames, places):
     np.testing.assert_array_equal(video[0, places][:, ::2, ::2], given[0])
     assert (np.delete(video[0], places, axis=0) == 255).all()
     assert (np.delete(input_frames(given, video.shape, source, None)[0], places, axis=0) < 200).all()
+
+
+def test_a_stage_that_is_trained_on_single_frames_shows_their_inputs(monkeypatch, tmp_path):
+    *_, stage = load_config("make_a_video/cascade").stages
+    made = SimpleNamespace(stage=stage.trained(), videos=lambda params: clips(1, 1, 64, 64), captions=[""], seed=0,
+                           given=clips(1, 1, 32, 32), real=clips(1, 1, 64, 64))
+    monkeypatch.setattr(sample_grids, "StageSamples", lambda *arguments: made)
+    picture = sample_grids.SampleGrids(None, stage, tmp_path, None, None).write(None, 3)
+    assert any(np.array_equal(picture[top:][:64:2, :64:2], made.given[0, 0]) for top in range(len(picture) - 64))
 
 
 def test_long_words_are_cut_rather_than_lost():

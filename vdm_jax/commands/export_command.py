@@ -34,6 +34,7 @@ class Export:
       vdm-jax export autoencoder_digits weights/my_autoencoder
       vdm-jax export ink_run weights/ink --lora kohya
       vdm-jax export portraits_run weights/portraits --image-prompts
+      vdm-jax export sparse_run weights/sparse --control-nets
     """
 
     run: tyro.conf.Positional[str]  # run directory or name, or a released model's folder
@@ -45,6 +46,9 @@ class Export:
     # Of stages that take image prompts write the adapter alone, as OUT/STAGE/ip-adapter.safetensors in the layout of
     # IP-Adapter's files
     image_prompts: bool = False
+    # Of stages that have ControlNets, SparseCtrl or T2I-Adapters write these alone, each as the folder
+    # OUT/STAGE/CONDITION in the layout of diffusers, such as a pipeline has as controlnet/ or adapter/
+    control_nets: bool = False
     damaged: Damaged = "refuse"  # a damaged newest checkpoint: refuse, or skip it and use the newest intact one
     data_dir: Path | None = None  # prepared data sets, for autoencoders; $VDM_JAX_DATA or ~/.cache/vdm_jax/data
     licence: str | None = None  # of the weights, for README.md, such as Apache-2.0; "not stated" without
@@ -58,9 +62,11 @@ def main(arguments: Sequence[str]) -> int:
         raise UserError(f"out={options.out} is not empty; permitted: a new or empty folder")
     if options.licence is not None and not (options.licence.strip() and options.licence.isprintable()):
         raise UserError(f"--licence={options.licence!r} is not valid; permitted: a name on one line")
-    if options.lora is not None and options.image_prompts:
-        raise UserError(f"--lora={options.lora} with --image-prompts; permitted: one of them, which each write a part "
-                        "of the weights alone", "Export.image_prompts")
+    parts = [name for name, asked in ((f"--lora={options.lora}", options.lora is not None), (
+        "--image-prompts", options.image_prompts), ("--control-nets", options.control_nets)) if asked]
+    if len(parts) > 1:
+        raise UserError(f"{' with '.join(parts)}; permitted: one of them, which each write a part of the weights alone",
+                        "Export.parts")
     from vdm_jax.runs.directory import find_run, read_config
     from vdm_jax.stages.autoencoding import AutoencoderExperiment
 
@@ -70,13 +76,15 @@ def main(arguments: Sequence[str]) -> int:
         export_loras(run, experiment, options)
     elif options.image_prompts:
         export_image_prompts(run, experiment, options)
+    elif options.control_nets:
+        export_control_nets(run, experiment, options)
     elif isinstance(experiment, AutoencoderExperiment):
         export_autoencoders(run, experiment, options)
     else:
         export_cascade(run, experiment, options)
     for path in sorted(options.out.rglob("*.safetensors")):
         print(f"{path} ({path.stat().st_size / 1e6:.1f} MB)")
-    if options.lora is None and not options.image_prompts:
+    if not parts:
         print(options.out / CARD)
     return 0
 
@@ -127,6 +135,34 @@ def export_image_prompts(run: Path, experiment: Experiment | AutoencoderExperime
         config, adapter = part(stage.network.unet, stage.network.image_projection, jax.device_get(params))
         adapter = jax.tree.map(lambda a: a.astype(options.dtype), adapter)
         save_original(options.out / stage.name / "ip-adapter.safetensors", Pretrained(config, adapter))
+
+
+def export_control_nets(run: Path, experiment: Experiment | AutoencoderExperiment, options: Export) -> None:
+    """Write the averaged ControlNets, SparseCtrl and T2I-Adapters of the stages of a run that have some, by the names
+    of the conditions that they see. Raises `UserError` where none has, one has no layout of diffusers, or a stage is
+    not trained."""
+    import jax
+
+    from vdm_jax.runs.directory import load_stage
+    from vdm_jax.weights.model_kinds import kind_of
+    from vdm_jax.weights.pretrained import Pretrained, save_pretrained
+
+    stages = [stage for stage in experiment.stages if getattr(stage.network, "control_nets", ())]
+    if not stages or options.licence is not None:
+        raise UserError(f"--control-nets of {run}, where {len(stages)} stages have some, with --licence="
+                        f"{options.licence}; permitted: a run with LatentNetwork.control_nets, and no --licence, since "
+                        "there is no model card", "Export.control_nets")
+    for net in (net for stage in stages for net in stage.network.control_nets):
+        kind_of(net).write(net)  # before anything is written
+    for stage in stages:
+        params = load_stage(run, stage, options.damaged)
+        if params is None:
+            raise UserError(f"stage {stage.name!r} of run {run} is not trained; permitted: a trained one",
+                            "Export.control_nets")
+        for entry, config in zip(stage.network.entering("residuals"), stage.network.control_nets, strict=True):
+            branch = jax.tree.map(lambda a: a.astype(options.dtype),
+                                  jax.device_get(params[f"control_net_{entry.name}"]))
+            save_pretrained(options.out / stage.name / entry.name, Pretrained(config, branch))
 
 
 def export_cascade(run: Path, experiment: Experiment, options: Export) -> None:

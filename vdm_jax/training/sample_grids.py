@@ -29,13 +29,13 @@ class SampleGrids:
 
     def __init__(self, experiment: Experiment, stage: Stage, folder: Path, mesh: Mesh, data_dir: Path | None,
                  autoencoder: tuple[Any, ...] = ()):
-        self._folder, self._stage = folder, stage
+        self._folder = folder
         self._samples = StageSamples(experiment, stage, COUNT, mesh, data_dir, autoencoder)
 
     def write(self, params: Any, step: int) -> np.ndarray:
         """Write the grid of a step as a picture and as a video (process 0 does); returns the picture,
         uint8 `[H, W, 3]`."""
-        samples, stage = self._samples, self._stage
+        samples, stage = self._samples, self._samples.stage  # as it is trained, on parts of clips where it is
         rows = {GENERATED: samples.videos(params), REAL: samples.real}
         given = samples.given
         title = f"stage {stage.name}, step {step}, seed {samples.seed}, {stage.video} pixels"
