@@ -43,6 +43,21 @@ def test_frames_go_on_with_the_files_they_are_of(job, changed, tmp_path, monkeyp
     assert (first.finished, second.finished) == (2, 2)
 
 
+def test_every_frame_that_is_edited_has_a_map(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_edit_clips", lambda *given: given[-2].finish(given[-3][-1] + 1, {"video": [40.0]}))
+    generator = with_size(load_released(write_control(tmp_path / "control"), jax.devices()[:1]), frames=2)
+
+    def edited(maps, frames):
+        path = write_video(tmp_path / f"{maps}.mp4", np.zeros((maps, 16, 16, 3), np.uint8), 4)
+        return edit_video(generator, dataclasses.replace(job, maps=path, frames=frames))
+
+    for maps, frames in ((4, None), (4, 2), (3, 3)):
+        assert edited(maps, frames).complete
+    for maps, frames in ((3, None), (2, 3), (5, None), (5, 3)):
+        with refused("edit.maps", f"{maps}.mp4 has {maps} frames for 4", "up to the last one that is edited"):
+            edited(maps, frames)
+
+
 def test_round_trips_of_earlier_calls_are_kept(job, tmp_path, monkeypatch):
     values = iter([40.0, 50.0])
     monkeypatch.setattr(files, "_edit_clips",
