@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import cv2
 import numpy as np
 import pytest
 
@@ -46,6 +47,18 @@ def test_maps_are_kept_for_one_video_and_kind_alone(tmp_path, folder):
     assert not path.exists()  # of the video before
     remove_maps(folder)
     assert not folder.exists()
+
+
+def test_maps_of_the_first_frames_in_another_size(tmp_path, folder):
+    """Edges of small frames, which are not the small edges of large ones; another size or number makes them again."""
+    video = write(tmp_path / "given.mp4", 2)
+    with VideoReader(video) as file, VideoReader(make_maps(video, folder, "canny", 1, (8, 12))) as maps:
+        small = cv2.Canny(cv2.cvtColor(file.frames([0], 8, 12)[0], cv2.COLOR_RGB2GRAY), 100, 200)
+        np.testing.assert_array_equal(maps.frames([0])[0], np.repeat(small[..., None], 3, axis=-1))
+        assert len(maps) == 1 and small.any()
+    for frames, size, count in ((9, (8, 12), 2), (9, None, 2), (1, None, 1)):
+        with VideoReader(make_maps(video, folder, "canny", frames, size)) as maps:
+            assert len(maps) == count and maps.frames([0]).shape[1:3] == (size or (16, 24))
 
 
 def test_files_of_others_stay(tmp_path, folder):

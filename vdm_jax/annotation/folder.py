@@ -10,6 +10,7 @@ from pathlib import Path
 from vdm_jax.annotation.canny import Canny
 from vdm_jax.annotation.depth import Depth
 from vdm_jax.annotation.flow import Flow, StrokesOfVideos
+from vdm_jax.annotation.frames import Part
 from vdm_jax.annotation.hed import Hed
 from vdm_jax.annotation.poses import Pose
 from vdm_jax.data.control_record import RECORD, ControlRecord, read_record
@@ -17,7 +18,6 @@ from vdm_jax.data.decoding import stem
 from vdm_jax.data.folder import SkippedFiles, list_files
 from vdm_jax.data.video_folder import SUFFIXES
 from vdm_jax.errors import UserError
-from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.writing import RATES, atomic_path, write_frames
 
 Annotator = Canny | Hed | Pose | Depth | Flow | StrokesOfVideos
@@ -35,11 +35,14 @@ class Annotated:
 
 
 def annotate(
-    source: Path, out: Path, kind: str, annotator: Annotator, progress: Callable[[int, int], None] | None = None
+    source: Path, out: Path, kind: str, annotator: Annotator, progress: Callable[[int, int], None] | None = None, *,
+    frames: int | None = None, size: tuple[int, int] | None = None,
 ) -> Annotated:
     """Writes the maps of a video, or of all videos below a folder, at the same places below `out`, with the name of
     the video and the ending .mp4, of its size and with its frames. Files that are there are left as they are, so that
-    an interrupted run goes on; videos that do not decode, or have no keypoints or depth, are skipped.
+    an interrupted run goes on; videos that do not decode, or have no keypoints or depth, are skipped. With `frames`
+    only so many of each video, the first ones, get maps; with `size` (height, width) these are of frames cut and
+    resized to it.
 
     Raises `UserError` where there are no videos, two would have one name, none could be annotated, something that the
     annotator needs is not installed, or `out` has maps made otherwise.
@@ -58,7 +61,8 @@ def annotate(
             found.there += 1
         else:
             try:
-                found.skipped.noting(name, lambda name=name, place=place: _write(root / name, place, annotator, name))
+                found.skipped.noting(name, lambda name=name, place=place: _write(
+                    Part(root / name, frames, size), place, annotator, name))
                 found.written += 1
             except UserError:
                 pass  # noted
@@ -71,8 +75,8 @@ def annotate(
     return found
 
 
-def _write(path: Path, place: Path, annotator: Annotator, name: str) -> None:
-    with VideoReader(path) as video:
+def _write(part: Part, place: Path, annotator: Annotator, name: str) -> None:
+    with part as video:
         least, most = RATES[".mp4"]
         write_frames(place, annotator.frames(video, name), min(max(video.fps, least), most), lossless=True)
 

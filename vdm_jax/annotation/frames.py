@@ -1,9 +1,10 @@
-"""What annotators share: the frames of a video as they come, and files of a folder that lie next to videos."""
+"""What annotators share: the frames of a video, or a part of it, as they come, and files of a folder that lie next to
+videos."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,32 @@ from vdm_jax.errors import UserError
 from vdm_jax.video.reading import VideoReader
 
 AT_A_TIME = 4  # frames of a video that are decoded, or annotated, together
+
+
+class Part(VideoReader):
+    """The first frames of a video, in a size of their own.
+
+    Args:
+      path: of the video.
+      frames: how many at most; None: all.
+      size: height and width that frames are cut and resized to; None: the video's own.
+    """
+
+    def __init__(self, path: Path, frames: int | None = None, size: tuple[int, int] | None = None):
+        self._most, self._cut_to = frames, size
+        super().__init__(path)
+
+    def __len__(self) -> int:
+        """Number of frames."""
+        return super().__len__() if self._most is None else min(self._most, super().__len__())
+
+    def frames(
+        self, indices: Sequence[int] | np.ndarray, height: int | None = None, width: int | None = None
+    ) -> UInt8[np.ndarray, "frames height width 3"]:
+        """As of `VideoReader`."""
+        if (height, width) == (None, None) and self._cut_to is not None:
+            height, width = self._cut_to
+        return super().frames(indices, height, width)
 
 
 def frames_of(video: VideoReader) -> Iterator[UInt8[np.ndarray, "H W 3"]]:

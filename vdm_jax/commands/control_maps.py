@@ -14,21 +14,30 @@ MADE = ("canny", "hed", "flow")  # kinds of maps of the frames alone
 STAMP = "edited_video.json"  # of which video the maps are; without it a folder is not ours
 
 
-def make_maps(video: Path, folder: Path, kind: str) -> Path:
-    """The maps of a video, frame for frame. Those of an interrupted call are taken, unless they are of another video or
-    kind. Raises `UserError` for a folder with other files, and as `annotate`."""
+def make_maps(
+    video: Path, folder: Path, kind: str, frames: int | None = None, size: tuple[int, int] | None = None
+) -> Path:
+    """The maps of a video, frame for frame. Those of an interrupted call are taken, unless they are of another video,
+    kind, number of frames or size.
+
+    Args:
+      frames: how many maps there are at most, of the first frames; None: of all.
+      size: height and width of the frames that the maps are made of; None: the video's own.
+
+    Raises `UserError` for a folder with other files, and as `annotate`.
+    """
     from vdm_jax.annotation.folder import KINDS, annotate
 
     stat, path = video.stat(), maps_of(video, folder)
     stamp = {"video": str(video.resolve()), "bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns, "kind": kind,
-             "maps": path.name}
+             "maps": path.name, "frames": frames, "size": None if size is None else list(size)}
     if _stamp(folder) != stamp:
         remove_maps(folder)
         if folder.exists() and any(folder.iterdir()):
             raise UserError(f"{folder} has files that are not of this command; permitted: another --out, or remove it")
         with atomic_path(folder / STAMP) as temporary:
             temporary.write_text(json.dumps(stamp) + "\n")
-    annotate(video.absolute(), folder, kind, KINDS[kind]())
+    annotate(video.absolute(), folder, kind, KINDS[kind](), frames=frames, size=size)
     return path
 
 

@@ -188,14 +188,14 @@ def _written(out: Path) -> tuple[Path, Path, Path]:
 
 def _generator(options: Edit) -> Any:
     """The model, in the sizes that are asked for."""
-    from vdm_jax.generation.editing.files import frames_of
+    from vdm_jax.generation.editing.files import numbers_of
     from vdm_jax.generation.editing.methods import EDIT_METHODS
     from vdm_jax.generation.released.models import with_size
     from vdm_jax.runs.directory import load
 
     generator, frames = load(options.model, damaged=options.damaged), options.num_frames
     if frames is None and EDIT_METHODS[options.method].whole_video and generator.experiment.data is None:
-        frames = frames_of(options.video, options.fps, options.frames)
+        frames = len(numbers_of(options.video, options.fps, options.frames))
     generator = with_size(generator, frames, options.height, options.width)
     if options.lora:
         from vdm_jax.generation.loras import with_loras
@@ -221,7 +221,7 @@ def _job(options: Edit, generator: Any) -> Any:
             "guide": guides(options.guide), "source_guidance": options.source_guidance, "last": options.last,
             "negative": options.negative_prompt, "round_trip": options.round_trip}
     return VideoJob(options.video, options.prompt, options.source_prompt, method, options.fps, options.frames,
-                    options.seed, options.at_once, _maps(options), more)
+                    options.seed, options.at_once, _maps(options, generator), more)
 
 
 def _fields(options: Edit) -> dict[str, Any]:
@@ -241,13 +241,19 @@ def _notes(generator: Any, job: Any) -> list[str]:
     return notes
 
 
-def _maps(options: Edit) -> Path | None:
-    """The video of control maps: given, or made of the video next to the result."""
+def _maps(options: Edit, generator: Any) -> Path | None:
+    """The video of control maps: given, or made of the video next to the result, up to the frame after the last one
+    that is edited, to which its optical flow goes. Those of a released model are made of frames in its size, as the
+    methods' authors do; those of a run as `vdm-jax annotate` made what it was trained on."""
     if options.control is None:
         return None
     if options.control not in MADE:
         return Path(options.control)
-    return make_maps(options.video, _maps_folder(options), options.control)
+    from vdm_jax.generation.editing.files import numbers_of
+
+    spec, frames = generator.makes(last=options.last), int(numbers_of(options.video, options.fps, options.frames).max())
+    size = (spec.height, spec.width) if generator.experiment.data is None else None
+    return make_maps(options.video, _maps_folder(options), options.control, frames + 2, size)
 
 
 def _maps_folder(options: Edit) -> Path:

@@ -117,6 +117,25 @@ def test_key_frames_of_one_window_are_the_plain_sampler(generator):
     assert np.abs(parts - plain).max() > 1e-3
 
 
+def test_without_a_smoother_and_with_one_window_it_is_the_plain_sampler(generator):
+    """The generator's own call of the network whose frames see each other; transformers add a hundred times as much,
+    so that 8-bit frames show whom they see: key frames of shorter windows change a hundredth of the values."""
+    def larger(path, x):
+        name = jax.tree_util.keystr(path)
+        return 100 * x if "_transformer']['out']['kernel']" in name and "control_net" not in name else x
+
+    generator = generator.of(generator.experiment, jax.tree_util.tree_map_with_path(larger, generator.params))
+    maps = clip(5)
+    sized = with_size(generator, *maps.shape[1:4])
+    stage, = sized.stages()
+    stage = dataclasses.replace(PLAIN.stage(stage), sampling=PLAIN.sampling(stage.sampling))
+    called = sized.of(dataclasses.replace(sized.experiment, stages=(stage,)))
+    expected = called("a three", control=maps, **SHORT).videos[0].astype(int)
+    for window, equal in ((None, True), (5, True), (3, False)):
+        method = PLAIN if window is None else ControlVideo(smooth=(), hierarchical=True, window=window)
+        assert ((made(generator, maps, method) != expected).mean() < 0.002) == equal, window
+
+
 def test_a_frame_sees_the_key_frames_around_it(generator):
     """Of seven frames with key frames 0, 3 and 6: another frame 2 changes the estimate of frame 2 alone, another key
     frame 6 neither that of 1 nor of 2, and without key frames any frame changes all."""

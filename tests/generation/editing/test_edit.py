@@ -16,6 +16,7 @@ from vdm_jax.generation.editing.control_video import ControlVideo
 from vdm_jax.generation.editing.ddim_inversion import DDIMInversion
 from vdm_jax.generation.editing.ddpm_inversion import DDPMInversion
 from vdm_jax.generation.editing.edit import edit, notes_on
+from vdm_jax.generation.editing.fatezero import FateZero
 from vdm_jax.generation.editing.methods import EDIT_METHODS
 from vdm_jax.generation.editing.null_text import NullText
 from vdm_jax.generation.editing.one_stage import edit_sampling
@@ -65,12 +66,14 @@ def test_the_noises_of_ddpm_lead_back_and_another_caption_leads_elsewhere(genera
     assert np.abs(other.stages["base"].astype(int) - other.sources["base"]).max() > 5
 
 
-@pytest.mark.parametrize("method", [DDIMInversion(), DDPMInversion(strength=1.0)], ids=lambda method: method.name)
+@pytest.mark.parametrize("method", [DDIMInversion(), DDPMInversion(strength=1.0), PromptToPrompt(), FateZero()],
+                         ids=lambda method: method.name)
 def test_the_given_videos_own_captions_lead_back_to_them(generator, method):
-    """As close as the round trip says, to a decibel."""
+    """As close as the round trip says, to a decibel; FateZero, whose round trip replaces no attention, closer."""
     made = edit(generator, VIDEOS, SOURCE, source_captions=SOURCE, method=method, guidance=0.0, round_trip=True)
     for name, source in made.sources.items():
-        np.testing.assert_allclose(psnr(made.stages[name], source), made.round_trip[name], atol=1)
+        found, more = psnr(made.stages[name], source), np.inf if method.name == "fatezero" else 1
+        assert (found > made.round_trip[name] - 1).all() and (found < made.round_trip[name] + more).all(), name
 
 
 def test_what_is_said_of_a_model_that_was_never_tuned(generator):

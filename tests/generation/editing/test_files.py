@@ -18,6 +18,8 @@ from vdm_jax.generation.editing import files
 from vdm_jax.generation.editing.control_video import ControlVideo
 from vdm_jax.generation.editing.files import VideoJob, edit_video
 from vdm_jax.generation.editing.rerender import Rerender
+from vdm_jax.generation.editing.sdedit import SDEdit
+from vdm_jax.generation.editing.text2video_zero import Text2VideoZero
 from vdm_jax.generation.released.models import load_released, with_size
 from vdm_jax.video.writing import write_video
 
@@ -41,6 +43,40 @@ def test_frames_go_on_with_the_files_they_are_of(job, changed, tmp_path, monkeyp
         edit_video(generator, job, folder=folder, **stops)
     first, second = (edit_video(generator, job, folder=tmp_path / "others", **stops) for _ in range(2))
     assert (first.finished, second.finished) == (2, 2)
+
+
+def test_every_frame_that_is_edited_has_a_map(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_edit_clips", lambda *given: given[-2].finish(given[-3][-1] + 1, {"video": [40.0]}))
+    generator = with_size(load_released(write_control(tmp_path / "control"), jax.devices()[:1]), frames=2)
+
+    def edited(maps, frames):
+        path = write_video(tmp_path / f"{maps}.mp4", np.zeros((maps, 16, 16, 3), np.uint8), 4)
+        return edit_video(generator, dataclasses.replace(job, maps=path, frames=frames))
+
+    for maps, frames in ((4, None), (4, 2), (3, 3)):
+        assert edited(maps, frames).complete
+    for maps, frames in ((3, None), (2, 3), (5, None), (5, 3)):
+        with refused("edit.maps", f"{maps}.mp4 has {maps} frames for 4", "up to the last one that is edited"):
+            edited(maps, frames)
+
+
+def test_pieces_of_a_file_are_the_whole(tmp_path):
+    """Where the method is exact: clips that carry the first frame, and clips that are edited together or one by one."""
+    video = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3)).astype(np.uint8)
+    path = write_video(tmp_path / "given.mp4", video, 4, lossless=True)
+    generator = load_released(write_control(tmp_path / "control"), jax.devices()[:1])
+
+    def made(method, frames, at_once=1):
+        job = VideoJob(path, "a three", method=method, maps=path, at_once=at_once,
+                       options={"steps": 2, "guidance": 1.0})
+        done = edit_video(with_size(generator, frames=frames), job)
+        assert done.complete
+        return done.frames.read(files.EDITED, range(8)).astype(int)
+
+    whole = made(Text2VideoZero(), 8)
+    for at_once in (1, 2):  # frames 0 to 2, and 0 with 3 and 4, 5 and 6, 7 and what fills the clip up
+        assert np.abs(made(Text2VideoZero(), 3, at_once) - whole).max() <= 1
+    assert np.abs(made(SDEdit(), 3) - made(SDEdit(), 3, 2)).max() <= 1
 
 
 def test_round_trips_of_earlier_calls_are_kept(job, tmp_path, monkeypatch):

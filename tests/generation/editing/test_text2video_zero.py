@@ -24,6 +24,8 @@ from vdm_jax.generation.editing.text2video_zero import (
     text_to_video,
 )
 from vdm_jax.generation.released.models import load_released, with_size
+from vdm_jax.stages.latent import decode, encode
+from vdm_jax.video.arrays import to_float, to_uint8
 from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.writing import write_video
 
@@ -72,6 +74,16 @@ def test_clips_of_an_edit_see_the_first_frame(folders):
     parts = edit(with_size(generator, frames=3), cut, ["a three"] * 2, control=cut, **options).videos
     assert np.abs(np.concatenate([parts[0], parts[1, 1:]]).astype(int) - whole).max() <= 1
     assert (whole[1] != whole[0]).any()  # by the maps alone
+
+
+def test_no_strength_leaves_what_the_autoencoder_keeps(folders):
+    generator = load_released(folders[1], jax.devices()[:1])
+    video = np.random.default_rng(0).integers(0, 256, (1, 1, 16, 16, 3)).astype(np.uint8)
+    stage, = generator.stages()
+    weights = generator.autoencoders[stage.name]
+    kept = to_uint8(decode(stage.latent, weights, encode(stage.latent, weights, jnp.asarray(to_float(video)))))
+    made = edit(generator, video, "a three", control=video, method=Text2VideoZero(strength=0.0), guidance=1.0).videos
+    assert np.abs(made.astype(int) - np.asarray(kept).astype(int)).max() <= 1
 
 
 def test_the_command_makes_maps_and_carries_the_first_frame(folders, tmp_path, monkeypatch, capfd):

@@ -179,11 +179,11 @@ def edit_video(
         reader = files.enter_context(VideoReader(job.path))
         maps = None if job.maps is None else files.enter_context(VideoReader(job.maps))
         name = _map_name(stages, job)
-        if maps is not None and len(maps) != len(reader):
-            raise UserError(f"{job.maps} has {len(maps)} frames for {len(reader)} of {job.path}; permitted: a map for "
-                            "each frame", "edit.maps")
         fps = reader.fps if job.fps is None else job.fps
-        numbers = reader.index.at(np.arange(_count(reader, fps, job.frames)) / fps)
+        numbers = _numbers(reader, fps, job.frames)
+        if maps is not None and not numbers.max() < len(maps) <= len(reader):
+            raise UserError(f"{job.maps} has {len(maps)} frames for {len(reader)} of {job.path}; permitted: a map for "
+                            "each frame, at least up to the last one that is edited", "edit.maps")
         cut = _cut(job, len(numbers), spec.frames)  # refused before a folder is there
         _check_uncut(stages, cut)
         frames, clips = _frames(generator, job, stages, numbers, folder), cut.clips
@@ -248,17 +248,16 @@ def _edit_clips(
                   None if made.carry is None or done == cut.clips else arrays_of(made.carry))
 
 
-def frames_of(path: Path, fps: float | None = None, most: int | None = None) -> int:
-    """How many frames of a file are edited: all at a rate, its own by default, or as many as there shall be at most.
-    Raises `UserError` for a file that cannot be read."""
+def numbers_of(path: Path, fps: float | None = None, most: int | None = None) -> Int[np.ndarray, " T"]:
+    """Which frames of a file are edited: those on screen at a rate, its own by default, all or as many as there shall
+    be at most. Raises `UserError` for a file that cannot be read."""
     with VideoReader(path) as reader:
-        return _count(reader, reader.fps if fps is None else fps, most)
+        return _numbers(reader, reader.fps if fps is None else fps, most)
 
 
-def _count(reader: VideoReader, fps: float, most: int | None) -> int:
-    """Frames at a rate."""
+def _numbers(reader: VideoReader, fps: float, most: int | None) -> Int[np.ndarray, " T"]:
     whole = max(1, math.floor(reader.duration * fps + 0.5))
-    return whole if most is None else min(whole, most)
+    return reader.index.at(np.arange(whole if most is None else min(whole, most)) / fps)
 
 
 def _cut(job: VideoJob, frames: int, size: int) -> Cut:
