@@ -21,16 +21,20 @@ def write_report(path: Path, readme: Path) -> None:
     if not path.exists():
         return
     record = load(path)
+    if record["rows"]:
+        draw(list(record["rows"].values()), path.with_suffix(".png"))
+    readme.write_text(insert(readme.read_text(), path.stem, body(record, path)))
+
+
+def body(record: dict[str, Any], path: Path) -> str:
+    """What stands between the markers."""
     rows = list(record["rows"].values())
-    body = [table(rows), stages(rows)]
-    if rows:
-        picture = path.with_suffix(".png")
-        draw(rows, picture)
-        body.insert(0, f"![scores]({picture.relative_to(readme.parent).as_posix()})")
+    shown = [f"![scores]({path.parent.name}/{path.stem}.png)"] if rows else []
+    shown += [table(rows), stages(rows)]
     for row in rows:
         name = row["system"]
-        body += [f"{name}:\n\n![{name}]({path.parent.name}/{file})" for file in row.get("pictures", ())]
-    readme.write_text(insert(readme.read_text(), path.stem, "\n\n".join([*body, footer(record)])))
+        shown += [f"{name}:\n\n![{name}]({path.parent.name}/{file})" for file in row.get("pictures", ())]
+    return "\n\n".join([*shown, footer(record)])
 
 
 def by_system(rows: Rows) -> dict[str, Rows]:
@@ -45,7 +49,8 @@ def values(rows: Rows, attribute: str) -> list[float]:
 
 def mean_and_range(found: list[float]) -> str:
     """The mean over seeds, and from where to where they go."""
-    return f"{statistics.mean(found):.2f} ({min(found):.2f} to {max(found):.2f})"
+    mean = f"{statistics.mean(found):.2f}"
+    return mean if len(found) == 1 else f"{mean} ({min(found):.2f} to {max(found):.2f})"
 
 
 def table(rows: Rows) -> str:

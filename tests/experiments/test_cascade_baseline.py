@@ -5,8 +5,11 @@ import math
 import pytest
 
 from experiments.cascade_baseline import systems
-from experiments.cascade_baseline.report import table
+from experiments.cascade_baseline.report import body, table
+from experiments.cascade_baseline.run import HERE
 from experiments.cascade_baseline.systems import DATA, SYSTEMS, within_budget
+from experiments.readme_tables import insert
+from vdm_jax.benchmark.record import load
 from vdm_jax.stages.options import InitFrom
 
 BUDGET = 2e13
@@ -50,3 +53,9 @@ def test_the_table_says_the_mean_of_seeds_and_their_range():
     lines = table([row(0, 0.2), row(1, 0.4)]).splitlines()
     assert lines[2].startswith("| VDM | 2 | 2 | 4.0 |") and lines[2].endswith("| 0.30 (0.20 to 0.40) |")
     assert lines[3] == "| real clips (ceiling) | | | | 0.98 | 0.98 | 0.98 | 0.98 | 0.98 |"
+
+
+def test_the_page_has_the_record():
+    path = HERE / "results" / "cpu.json"
+    text = (HERE / "README.md").read_text()
+    assert insert(text, "cpu", body(load(path), path)) == text
