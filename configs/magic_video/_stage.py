@@ -66,7 +66,7 @@ def cascade(
     large = replace(long, height=pictures.video.height, width=pictures.video.width)
     final = replace(
         pictures, video=large, source=replace(pictures.source, frames=long.frames),
-        training=replace(pictures.training, steps=steps, frames=1, key_frames=True,
+        training=replace(pictures.training, steps=steps, warmup_steps=0, frames=1, key_frames=True,
                          init_from=InitFrom(stage=pictures.name, run=run)),
         sampling=replace(pictures.sampling, windows=Windows(frames=1, overlap=0), shared_noise=True))
     return base, between, final

@@ -8,7 +8,7 @@ Citation: Zhou et al. 2022, arXiv 2211.11018, by its abstract and public notes: 
           and a mask as a further channel, text and the frame rate, and temporal attention that sees all frames, since a
           frame has to see the key frame after it; super-resolution frame by frame, of the same noise for all, by the
           network of pictures, which goes on with single frames of the clips. The first network is
-          magic_video/key_frames, and what is not known of it is said there.
+          magic_video/key_frames, whose header lists what is not known of it.
 Hardware: not known to us.
 Expected: UCF-101 zero-shot FVD 699 (655 as a later paper quotes it), MSR-VTT FID 36.5 and FVD 998 (1290 as a later
           paper quotes it). Not trained by us.

@@ -4,7 +4,7 @@ Citation: Guo et al. 2023, arXiv 2311.16933, and the authors' code (guoyww/Anima
           image network with a motion module of one attention after each block, zeros in place of the noisy latents, the
           latents of the given frames and their mask by one convolution that begins as zero. How it was trained is not
           known to us. Ours: AnimateDiff's network without a module in the middle, its data, noise and sampling; that
-          it stays as it is; one to half of the frames given, anywhere; steps, batch, rate, dropped captions.
+          it is not trained; one to half of the frames given, anywhere; steps, batch, rate, dropped captions.
 Hardware: not known to us.
 Expected: no numbers are known to us. Not trained by us.
 Run:      vdm-jax train sparse_ctrl/rgb     (a folder of AnimateDiffPipeline as animatediff; weights/sd_vae.safetensors

@@ -2,7 +2,7 @@
 
 Citation: Guo et al. 2023, arXiv 2311.16933, and the authors' code (guoyww/AnimateDiff): as sparse_ctrl/rgb, but maps of
           pixels and their mask enter by the convolutions of a ControlNet. How it was trained, and on which sketches, is
-          not known to us; what is ours is said there, and the edges of HED are maps.
+          not known to us. Ours: as sparse_ctrl/rgb; edges of HED as maps.
 Hardware: not known to us.
 Expected: no numbers are known to us. Not trained by us.
 Run:      vdm-jax train sparse_ctrl/scribble     (as for sparse_ctrl/rgb; maps by vdm-jax annotate data/webvid --kind

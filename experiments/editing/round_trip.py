@@ -43,7 +43,7 @@ GOAL, GOAL_STEPS = 35.0, 50  # dB, at so many steps
 GOAL_WAY = "inverted, 3 refinements"
 TOGETHER = "all stages"
 WAYS: dict[str, Callable[[int], EditMethod]] = {  # by the sampler's steps
-    "last step alone": lambda steps: SDEdit(strength=1 / steps),
+    "last step alone": lambda steps: SDEdit(strength=min(1.0, 1.5 / steps)),
     "inverted, no refinements": lambda steps: DDIMInversion(refinements=0),
     GOAL_WAY: lambda steps: DDIMInversion(refinements=3),
 }
@@ -118,7 +118,9 @@ def main(options: Run, page: Path = FOLDER / "README.md") -> None:
             with atomic_path(options.out) as temporary:
                 temporary.write_text(json.dumps(rows, indent=1) + "\n")
             print(steps, way, row["psnr"], flush=True)
-    page.write_text(insert(page.read_text(), "round_trip", table(read(options.out))))
+    own = {"model": options.model, "weights": weights, "clips": options.clips}
+    page.write_text(insert(page.read_text(), "round_trip", table([
+        row for row in read(options.out) if own.items() <= row.items()])))
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def test_the_base_stays_as_it_is_and_the_branch_learns(home, monkeypatch):
 
 
 def test_the_frames_that_are_given_change_the_video(home, monkeypatch, fails):
-    """Which of them, and what they show; the command gives those that it is told, and the first one otherwise."""
+    """Which of them, and what they show; the command gives those of `--control-at`, and the first one otherwise."""
     monkeypatch.chdir(home)
     for run, maps in (("frames", "videos"), ("sketches", "maps")):
         generator, condition = vdm_jax.load(run), RUNS[run]

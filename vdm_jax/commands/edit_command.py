@@ -221,7 +221,7 @@ def _job(options: Edit, generator: Any) -> Any:
             "guide": guides(options.guide), "source_guidance": options.source_guidance, "last": options.last,
             "negative": options.negative_prompt, "round_trip": options.round_trip}
     return VideoJob(options.video, options.prompt, options.source_prompt, method, options.fps, options.frames,
-                    options.seed, options.at_once, _maps(options, generator), more)
+                    options.seed, options.at_once, _maps(options, generator), options.control in MADE, more)
 
 
 def _fields(options: Edit) -> dict[str, Any]:

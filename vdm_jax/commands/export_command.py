@@ -143,6 +143,9 @@ def export_control_nets(run: Path, experiment: Experiment | AutoencoderExperimen
     not trained."""
     import jax
 
+    from vdm_jax.networks.control_net import ControlNet
+    from vdm_jax.networks.sparse_control import SparseControlNet
+    from vdm_jax.networks.t2i_adapter import T2IAdapter
     from vdm_jax.runs.directory import load_stage
     from vdm_jax.weights.model_kinds import kind_of
     from vdm_jax.weights.pretrained import Pretrained, save_pretrained
@@ -152,13 +155,19 @@ def export_control_nets(run: Path, experiment: Experiment | AutoencoderExperimen
         raise UserError(f"--control-nets of {run}, where {len(stages)} stages have some, with --licence="
                         f"{options.licence}; permitted: a run with LatentNetwork.control_nets, and no --licence, since "
                         "there is no model card", "Export.control_nets")
-    for net in (net for stage in stages for net in stage.network.control_nets):
-        kind_of(net).write(net)  # before anything is written
-    for stage in stages:
-        params = load_stage(run, stage, options.damaged)
-        if params is None:
+    trained = {stage.name: load_stage(run, stage, options.damaged) for stage in stages}
+    for stage in stages:  # before anything is written
+        if trained[stage.name] is None:
             raise UserError(f"stage {stage.name!r} of run {run} is not trained; permitted: a trained one",
                             "Export.control_nets")
+        for entry, net in zip(stage.network.entering("residuals"), stage.network.control_nets, strict=True):
+            if not isinstance(net, ControlNet | SparseControlNet | T2IAdapter):
+                raise UserError(f"--control-nets of stage {stage.name!r}, whose {entry.name!r} is seen by a "
+                                f"{type(net).__name__}; permitted: ControlNet, SparseControlNet, T2IAdapter, which "
+                                "other libraries have", "Export.control_nets")
+            kind_of(net).write(net)
+    for stage in stages:
+        params = trained[stage.name]
         for entry, config in zip(stage.network.entering("residuals"), stage.network.control_nets, strict=True):
             branch = jax.tree.map(lambda a: a.astype(options.dtype),
                                   jax.device_get(params[f"control_net_{entry.name}"]))

@@ -50,6 +50,7 @@ class VideoJob:
     seed: int = 0
     at_once: int = 1  # clips that are edited together
     maps: Path | None = None  # video of control maps, frame for frame, for networks that take such
+    maps_end: bool = False  # the maps may end after the last frame that is edited, as those made for it alone do
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # further ones of `edit`
 
 
@@ -169,7 +170,7 @@ def edit_video(
       progress: called with ("clips", clips done, clips in all).
       stop: asked after each batch of clips; True ends the call there, with the video unfinished.
 
-    Raises `UserError` for a file that cannot be read, maps of another number of frames or that no network takes, more
+    Raises `UserError` for a file that cannot be read, maps that are not one for each frame or that no network takes, more
     frames than one clip has with a network that takes maps of the frames around each one (`Input.window`), and as
     `edit`.
     """
@@ -181,9 +182,10 @@ def edit_video(
         name = _map_name(stages, job)
         fps = reader.fps if job.fps is None else job.fps
         numbers = _numbers(reader, fps, job.frames)
-        if maps is not None and not numbers.max() < len(maps) <= len(reader):
+        least = int(numbers.max()) + 1 if job.maps_end else len(reader)
+        if maps is not None and not least <= len(maps) <= len(reader):
             raise UserError(f"{job.maps} has {len(maps)} frames for {len(reader)} of {job.path}; permitted: a map for "
-                            "each frame, at least up to the last one that is edited", "edit.maps")
+                            f"each frame{f', at least for the first {least}' if job.maps_end else ''}", "edit.maps")
         cut = _cut(job, len(numbers), spec.frames)  # refused before a folder is there
         _check_uncut(stages, cut)
         frames, clips = _frames(generator, job, stages, numbers, folder), cut.clips

@@ -1,4 +1,4 @@
-"""`vdm-jax edit` of a real shot by every method, with tiny networks of random weights: a film with sound, cut to odd
+"""`vdm-jax edit` of a real shot by every method, with tiny networks of random weights: a video with sound, cut to odd
 sides, whose frames last differently."""
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.films import film, frames_of, write_shot
 from tests.pipelines.folders import write_control, write_pictures
+from tests.real_videos import frames_of, real_video, write_shot
 from vdm_jax.commands.main import main
 from vdm_jax.generation.editing import files
 from vdm_jax.generation.editing.methods import EDIT_METHODS
@@ -43,7 +43,7 @@ METHODS = {
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A folder with the shot and the two models."""
-    home, source = tmp_path_factory.mktemp("films"), film("bigbuckbunny.mp4")
+    home, source = tmp_path_factory.mktemp("videos"), real_video("bigbuckbunny.mp4")
     write_shot(home / "shot.mkv", frames_of(source, range(40, 76, 4), 91, 161), BEGINS, source)
     write_pictures(home / "plain"), write_control(home / "control")
     return home
