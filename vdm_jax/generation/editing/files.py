@@ -170,7 +170,7 @@ def edit_video(
       progress: called with ("clips", clips done, clips in all).
       stop: asked after each batch of clips; True ends the call there, with the video unfinished.
 
-    Raises `UserError` for a file that cannot be read, maps that are not one for each frame or that no network takes, more
+    Raises `UserError` for a file that cannot be read, maps that are not one for each frame or no network takes, more
     frames than one clip has with a network that takes maps of the frames around each one (`Input.window`), and as
     `edit`.
     """
