@@ -4,8 +4,9 @@ Run:  python -m experiments.long_video.cost
 
 What a method costs does not depend on what the network has learnt: it is that of configs/nuwa_xl/digits.py with clips
 of 16 frames, after one step of training. Every row is a `vdm-jax sample` in a process of its own, from its start to its
-end, compilation included; peak memory is the most that was resident in it at once, interpreter and libraries included.
-Devices are virtual ones of the CPU. A row is written when it is there, so an interrupted run goes on.
+end, with an empty cache of compiled programs, so that compilation is included in all alike. Peak memory is the most
+that was resident in it at once, interpreter and libraries included. Devices are virtual ones of the CPU. A row is
+written when it is there, so an interrupted run goes on.
 results/cost.json is the record, and the table of README.md is made of it.
 """
 
@@ -66,7 +67,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
              "|---|---:|---:|---:|---:|---:|---:|---:|"]
     lines += [f"| {row['method']} | {row['frames']} | {row['segments']} | {row['rounds']} | {row['devices']} | "
               f"{row['peak_mib'] or '-'} | {row['wall']:.0f} | {row['cpu']:.0f} |" for row in rows]
-    return "\n".join([*lines, "", *compared(rows)])
+    machine, used = rows[0]["machine"], ", ".join(f"{name} {of}" for name, of in rows[0]["versions"].items())
+    return "\n".join([*lines, "", *compared(rows), f"{machine['kind']}, {machine['cores']} cores; {used}; "
+                                                   f"{rows[0]['steps']} sampling steps."])
 
 
 def compared(rows: Sequence[dict[str, Any]]) -> list[str]:
@@ -99,7 +102,8 @@ def main(options: Run, page: Path = FOLDER / "README.md") -> None:
             if not run.exists():
                 measured(training(run))
             out = Path(folder) / f"{len(there)}.mp4"
-            cost = measured(sampling(run, named, out), JAX_NUM_CPU_DEVICES=str(named["devices"]))
+            cost = measured(sampling(run, named, out), JAX_NUM_CPU_DEVICES=str(named["devices"]),
+                            JAX_COMPILATION_CACHE_DIR=str(Path(folder) / f"{len(there)}.cache"))
             row = named | planned(named) | cost | describe_machine()
             with atomic_path(options.out) as temporary:
                 temporary.write_text(json.dumps([*there, row], indent=1) + "\n")

@@ -215,8 +215,8 @@ def matching_loss(
     stage: Stage, params: Any, drawn: Drawn, weight: Float[Array, " B"] | None, roles: Roles
 ) -> Loss:
     """What makes the student's videos likelier under the teacher than under the critic; where that is asked for, their
-    distance to the teacher's from the same noise, and what tells them from clips. Scores are of estimates without
-    thresholds."""
+    distance to the teacher's from the same noise, and what distinguishes them from clips. Scores are of estimates
+    without thresholds."""
     spec, process = stage.training.distillation, stage.process
     x = simulated(stage, params, drawn)
     network, seen = judging(stage, drawn, x)
