@@ -1,4 +1,4 @@
-"""The record of `run.py` as a table in README.md.
+"""The records of `run.py` and `image_methods.py` as tables in README.md.
 
 Run:  python -m experiments.editing.report
 """
@@ -11,6 +11,7 @@ from typing import Any
 from experiments.editing.run import FOLDER, PEAK, read
 from experiments.readme_tables import insert
 
+TABLES = ("digits", "image_methods")
 COLUMNS = {"whole": "all right", "colour": "colour", "digit": "digit", "motion": "motion",
            "trajectory_error": "trajectory error, px", "background_change": "background change, %",
            "warp_error": "warp error x 1000", "frame_change": "change of digit pixels a frame",
@@ -35,9 +36,12 @@ def table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def main(page: Path = FOLDER / "README.md", record: Path = FOLDER / "results" / "digits.json") -> None:
-    """Put the table into the page."""
-    page.write_text(insert(page.read_text(), "digits", table(read(record))))
+def main(page: Path = FOLDER / "README.md", records: Path = FOLDER / "results") -> None:
+    """Put the tables into the page."""
+    text = page.read_text()
+    for name in TABLES:
+        text = insert(text, name, table(read(records / f"{name}.json")))
+    page.write_text(text)
 
 
 if __name__ == "__main__":

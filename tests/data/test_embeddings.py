@@ -7,6 +7,9 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
+from vdm_jax.data.controlled_digits import ControlledDigits
+from vdm_jax.data.digit_beats import DigitBeats
+from vdm_jax.data.digit_stories import DigitStories
 from vdm_jax.data.embeddings import (
     TextEmbeddings,
     WithEmbeddings,
@@ -207,3 +210,20 @@ def test_a_damaged_clip_is_never_another_one_where_the_exact_one_is_asked_for(te
     with refused("damaged", "clip 1"):
         WithEmbeddingsSource(spec, Damaged()).exact(1)
     assert WithEmbeddingsSource(spec, Movable()).exact(1)["caption"] == "grün"
+
+
+@pytest.mark.parametrize("data", [
+    CaptionedDigits(train_clips=6, size=16, frames=2), ControlledDigits(train_clips=6, size=16, frames=2),
+    ControlledDigits(train_clips=6, size=16, frames=2, says_digit=False), DigitBeats(train_clips=4, size=32),
+    DigitStories(train_stories=3, size=16, frames=4, length=16, strides=(1, 2))], ids=lambda data: type(data).__name__)
+def test_digits_say_their_captions_so_that_they_can_be_embedded(data, tmp_path):
+    source = data.open("train", tmp_path)
+    said, shown = list(source.captions()), [source[i] for i in range(len(source))]
+    for clip in shown:
+        assert set(clip.get("frame_captions", (clip["caption"],))) <= set(said)
+    if "frame_captions" not in shown[0]:
+        assert said == [clip["caption"] for clip in shown]
+    captions = sorted(set(said))
+    write_embeddings(tmp_path / "words", captions, (np.full((2, 3), i) for i in range(len(captions))))
+    joined = WithEmbeddings(data=data, path=str(tmp_path / "words"), length=2).open("train", tmp_path)
+    assert joined[0]["embeddings"].shape == (2, 3)

@@ -93,9 +93,10 @@ def test_every_edit_is_measured_once_by_methods_that_read_words(tmp_path, monkey
         run.main(dataclasses.replace(options, methods=("magic",)))
 
 
-def test_the_page_is_of_its_record():
-    text = (run.FOLDER / "README.md").read_text()
-    assert report.insert(text, "digits", report.table(run.read(run.FOLDER / "results" / "digits.json"))) == text
+@pytest.mark.parametrize("name", report.TABLES)
+def test_the_page_is_of_its_record(name):
+    text, rows = (run.FOLDER / "README.md").read_text(), run.read(run.FOLDER / "results" / f"{name}.json")
+    assert rows and report.insert(text, name, report.table(rows)) == text
 
 
 def test_the_page_has_the_record_of_the_propagation():

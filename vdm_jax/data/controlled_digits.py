@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,7 +10,7 @@ from vdm_jax.conditions.control import MAPS
 from vdm_jax.configuration import Length, Split, check_value, config
 from vdm_jax.data.folder import in_range
 from vdm_jax.data.source import ReadAsIs
-from vdm_jax.digits.clips import DIGIT_WORDS, DigitClip, DigitClips, caption_words, generate_clip
+from vdm_jax.digits.clips import DIGIT_WORDS, DigitClip, DigitClips, caption_words, generate_clip, prompts
 from vdm_jax.digits.controls import Kind, draw_control
 from vdm_jax.digits.scorer import DigitScorer
 from vdm_jax.errors import UserError
@@ -59,12 +60,18 @@ class ControlledDigitsSource:
     def __getitem__(self, index: int) -> dict[str, Any]:
         clip, spec = self.clip_of(index), self.spec
         maps = {name: draw_control(clip, kind) for name, kind in zip(MAPS, spec.controls, strict=False)}
-        caption = clip.caption if spec.says_digit else without_digits(clip.caption)
-        return {"video": clip.video, "caption": caption, "fps": float(spec.fps)} | maps
+        return {"video": clip.video, "caption": self._said(clip.caption), "fps": float(spec.fps)} | maps
 
     def clip_of(self, index: int) -> DigitClip:
         """Clip `index` with its digits, stamps and tracks."""
         return generate_clip(self.spec, self.split, in_range(index, len(self)))
+
+    def captions(self) -> Iterator[str]:
+        """The caption of every clip, without drawing it."""
+        yield from map(self._said, prompts(self.spec, self.split, len(self)))
+
+    def _said(self, caption: str) -> str:
+        return caption if self.spec.says_digit else without_digits(caption)
 
 
 def without_digits(caption: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -59,3 +60,7 @@ class DigitBeatsSource:
     def clip_of(self, index: int) -> BeatClip:
         """Clip `index` with its beats and its track."""
         return make_beat_clip(self.spec, self.split, in_range(index, len(self)))
+
+    def captions(self) -> Iterator[str]:
+        """The caption of every clip, of which each is drawn."""
+        yield from (self.clip_of(index).caption for index in range(len(self)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -75,6 +75,11 @@ class DigitStoriesSource:
         """One random frame of story `index` as a clip."""
         number = int(rng.integers(self.spec.length))
         return self._cut(self.story(index), range(number, number + 1), self.spec.fps)
+
+    def captions(self) -> Iterator[str]:
+        """Every caption of every story, without drawing it."""
+        for index in range(len(self)):
+            yield from (caption for _, caption in self.story(index).script())
 
     def story(self, index: int) -> Story:
         """Story `index`, of which nothing is drawn yet."""

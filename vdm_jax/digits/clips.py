@@ -12,6 +12,7 @@ apart.
 import dataclasses
 import itertools
 import operator
+from collections.abc import Iterator
 from typing import Annotated
 
 import numpy as np
@@ -207,6 +208,10 @@ class CaptionedDigitsSource:
     def objects(self, index: int) -> tuple[DigitObject, ...]:
         """What clip `index` shows, without drawing it."""
         return _plan(self.spec, self.split, _within(index, len(self)))[1]
+
+    def captions(self) -> Iterator[str]:
+        """The caption of every clip, without drawing it."""
+        yield from prompts(self.spec, self.split, len(self))
 
 
 def prompts(

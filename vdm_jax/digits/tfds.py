@@ -20,12 +20,13 @@ import logging
 import operator
 import os
 import pathlib
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from vdm_jax.configuration import SPLITS
-from vdm_jax.digits.clips import DigitClips, DigitObject, generate_clip
+from vdm_jax.digits.clips import DigitClips, DigitObject, generate_clip, prompts
 from vdm_jax.digits.drawing import COLOURS, MOTIONS
 from vdm_jax.errors import UserError
 from vdm_jax.video.strides import clip_by_stride
@@ -161,6 +162,10 @@ class PreparedDigitsSource:
                 *(stored[name] for name in ("digit", "colour", "motion")), strict=True
             )
         )
+
+    def captions(self) -> Iterator[str]:
+        """The caption of every clip, without reading it."""
+        yield from prompts(self.spec, self.split, len(self))
 
     def _record(self, index):
         index = operator.index(index)
