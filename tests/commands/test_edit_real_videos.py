@@ -84,3 +84,17 @@ def test_a_real_shot_is_edited(home, method, tmp_path, monkeypatch):
     assert (record["frames"], record["size"], record["sound"]) == (9, [HEIGHT, WIDTH], True)
     assert record["method"]["all"]["name"] == method and record["psnr_to_source"] > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["made.json", "made.mp4", "made_side_by_side.mp4"]
+
+
+def test_of_the_beginning_of_a_shot_only_its_maps_are_made(home, tmp_path, monkeypatch):
+    seen, edit = [], files.edit
+    monkeypatch.setattr(files, "edit", lambda *a, **k: seen.append((a[1], k["control"])) or edit(*a, **k))
+    assert main(["edit", str(home / "shot.mkv"), "--model", str(home / "control"), "--method", "text2video_zero", *MAPS,
+                 "--num-frames", "4", "--frames", "4", "--prompt", "a red moving", "--height", str(HEIGHT), "--width",
+                 str(WIDTH), "--steps", "2", "--out", "made.mp4"]) == 0
+    (videos, maps), = seen
+    edges = [cv2.Canny(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), 100, 200) for frame in videos[0]]
+    np.testing.assert_array_equal(maps[0][..., 0], np.stack(edges))
+    with VideoReader("made.mp4") as made:
+        assert len(made) == 4 == len(maps[0])
+    assert json.loads((tmp_path / "made.json").read_text())["frames"] == 4
