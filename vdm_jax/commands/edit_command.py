@@ -103,6 +103,9 @@ class Edit:
     pixel: tuple[Share, ...] | None = None
     colour: tuple[Share, ...] | None = None
     poisson: bool = False  # rerender: blend the frames between key frames by their gradients too
+    # rerender: file of GMFlow's weights of one scale, .pth as published or .safetensors, for optical flow; by default
+    # it is OpenCV's DIS
+    flow: str | None = None
     steps: SamplingSteps | None = None  # of the sampler, of every stage; each stage's own by default
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
@@ -131,14 +134,14 @@ READ_BY = {"refinements": ("ddim", "null_text", "prompt_to_prompt", "fatezero", 
            "iterations": ("null_text",),
            "smooth": ("controlvideo",), "hierarchical": ("controlvideo",), "window": ("controlvideo",),
            "interval": ("rerender",), "shape": ("rerender",), "pixel": ("rerender",), "colour": ("rerender",),
-           "poisson": ("rerender",),
+           "poisson": ("rerender",), "flow": ("rerender",),
            "cross_replace": ("prompt_to_prompt", "fatezero"), "weight": ("prompt_to_prompt", "fatezero"),
            "self_replace": ("fatezero",), "blend": ("fatezero",), "threshold": ("fatezero",),
            "source_guidance": ("ddim", "prompt_to_prompt", "ddpm"),
            "source_prompt": ("ddim", "null_text", "prompt_to_prompt", "fatezero", "ddpm")}
 # Fields of methods
 OF_METHODS = ("refinements", "iterations", "cross_replace", "self_replace", "blend", "threshold", "smooth",
-              "hierarchical", "window", "interval", "shape", "pixel", "colour", "poisson")
+              "hierarchical", "window", "interval", "shape", "pixel", "colour", "poisson", "flow")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -287,7 +290,7 @@ def check(options: Edit) -> None:
                         "--source-prompt TEXT")
     if EDIT_METHODS[options.method].by_key_frames:
         _check_key_frames(options)
-    EDIT_METHODS[options.method](**_fields(options))  # refuses values of its own
+    EDIT_METHODS[options.method](**_fields(options)).check_files()  # refuses values and files of its own
     if options.control is not None and options.control not in MADE and not Path(options.control).is_file():
         raise UserError(f"--control={options.control} is no file; permitted: {', '.join(MADE)}, or a video of maps")
     one_guidance(options.guidance, options.guidance_scale, guides(options.guide))

@@ -74,11 +74,15 @@ class EditsStage:
     samples_pairs: ClassVar[bool] = False  # whether it goes by `EditParts.pair`
     carries_first: ClassVar[bool] = False  # whether every clip of a long video begins with the video's first frame
     by_key_frames: ClassVar[bool] = False  # whether it makes single frames, and clips of any number of them
+    files: ClassVar[tuple[str, ...]] = ()  # that it reads, whose change makes another edit
     whole_video: ClassVar[bool] = False  # whether a clip is the whole video, where the model makes any number of frames
 
     def stage(self, stage: Stage) -> Stage:
         """The stage that edits: as it is."""
         return stage
+
+    def check_files(self) -> None:
+        """Raise `UserError` for one of `files` that is missing or another one than the method reads."""
 
     def check(self, stage: Stage, sampling: Sampling) -> None:
         """Raise `UserError` for a stage, or its sampling, that the method cannot edit by."""

@@ -22,6 +22,7 @@ from vdm_jax.generation.editing.parts import EditParts, EditsStage, from_one_noi
 from vdm_jax.generation.editing.patterns import with_spatial_pattern
 from vdm_jax.generation.editing.rerender_fusion import steps_of
 from vdm_jax.metrics.flow import LEAST_SIDE, require_opencv
+from vdm_jax.metrics.flow_estimators import BY_DIS, FlowEstimator, GMFlow
 from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage
 
@@ -53,6 +54,8 @@ class Rerender(EditsStage):
     inner_strength: Share = 0.9  # how much of the noise is made up for that mixing takes away
     colour: Period = (0.8, 1.0)  # steps whose estimate has the colours of the first key frame's
     poisson: bool = False  # whether frames between key frames are blended by their gradients too
+    # File of GMFlow's weights of one scale, .pth as published or .safetensors, for all optical flow; None: OpenCV's DIS
+    flow: str | None = None
 
     def __post_init__(self):
         for name in ("shape", "pixel", "colour"):
@@ -63,7 +66,8 @@ class Rerender(EditsStage):
     def stage(self, stage: Stage) -> Stage:
         """The stage, of which nothing is recomputed. Raises `UserError` as `with_spatial_pattern`, for a network with
         temporal layers or of a cascade, for one that takes no map of the given video where its pixels do not count, and
-        for frames that are too small for optical flow; and last where OpenCV, which finds it, is not installed."""
+        for frames that are too small for optical flow; for a file of weights as `read_weights`; and last where OpenCV,
+        which finds it or moves pictures along it, is not installed."""
         stage, video = with_spatial_pattern(stage, Spatial()), stage.video
         network, where = stage.network.rematerialised("none"), f"Stage {stage.name!r}"
         if stage.source is not None or network.unet.video:
@@ -77,6 +81,7 @@ class Rerender(EditsStage):
         if min(video.height, video.width) < LEAST_SIDE:
             raise UserError(f"{where}: optical flow of frames of {video.height}x{video.width}; permitted: sides from "
                             f"{LEAST_SIDE} pixels", "Rerender.stage")
+        self.check_files()
         require_opencv()
         return dataclasses.replace(stage, network=network)
 
@@ -97,6 +102,19 @@ class Rerender(EditsStage):
         """z at the first of the steps that are made, or x where none are."""
         steps = steps_from(parts.steps, self.strength)
         return from_one_noise(x, parts, steps, self.strength) if len(steps.level) else x
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The file of weights, where there is one."""
+        return () if self.flow is None else (self.flow,)
+
+    def check_files(self) -> None:
+        """Raise `UserError` as `flows`."""
+        self.flows()
+
+    def flows(self) -> FlowEstimator:
+        """What finds optical flow, and what it finds again. Raises `UserError` as `read_weights`."""
+        return BY_DIS if self.flow is None else GMFlow(self.flow)
 
     def key_frames(self, frames: int, steps: int) -> tuple[int, ...]:
         """Numbers of the key frames of so many frames: every `interval`-th and the last, or all where no steps are

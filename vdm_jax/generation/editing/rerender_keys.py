@@ -136,7 +136,9 @@ class KeyFrames:
 
     def _held(self, video: np.ndarray, others: Carry, state: State) -> tuple[Others, list[Any]]:
         """What a key frame is held to without pixels, and how each video's frame is found in the others."""
-        motions = [tuple(motion_to(frame, other.source[row]) for other in others) for row, frame in enumerate(video)]
+        flows = self.method.flows()
+        motions = [tuple(motion_to(frame, other.source[row], flows) for other in others)
+                   for row, frame in enumerate(video)]
         place, factor = int(self.method.shape_from == "previous"), self._factor(video)
         chosen = [motion[place] for motion in motions]
         places = np.stack([latent_places(motion.along, factor) for motion in chosen])
