@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import zipfile
+from collections import OrderedDict
 
 import numpy as np
 import pytest
@@ -41,7 +42,9 @@ def test_flow_is_the_network_s(tensors, file, frames):
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.shape == (33, 47, 2) and ours.dtype == np.float32
         np.testing.assert_array_equal(ours, theirs[0])
+    compiled = gmflow.flows._cache_size()
     np.testing.assert_array_equal(GMFlow(str(file)).flow(*frames), found[0])
+    assert gmflow.flows._cache_size() == compiled  # once for this size
 
 
 def test_dis_is_as_it_was(frames):
@@ -75,8 +78,9 @@ def test_checkpoints_are_read_without_what_is_next_to_the_model(tensors, tmp_pat
 def test_files_that_torch_writes(tensors, tmp_path, older):
     torch = pytest.importorskip("torch", reason="compares with PyTorch (requirements/peers.txt)")
     path = tmp_path / "gmflow_sintel.pth"
-    torch.save({"model": {name: torch.tensor(array) for name, array in tensors.items()}, "step": 3}, path,
-               _use_new_zipfile_serialization=not older)
+    state = OrderedDict((name, torch.tensor(array)) for name, array in tensors.items())
+    state._metadata = OrderedDict({"": {"version": 1}})  # as modules write theirs
+    torch.save({"model": state, "step": 3}, path, _use_new_zipfile_serialization=not older)
     found, expected = GMFlow(path).params, gmflow.from_published(tensors)
     np.testing.assert_array_equal(found["backbone"]["conv1"]["kernel"], expected["backbone"]["conv1"]["kernel"])
     np.testing.assert_array_equal(found["upsampler_0"]["kernel"], expected["upsampler_0"]["kernel"])

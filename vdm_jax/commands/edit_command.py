@@ -54,7 +54,7 @@ class Edit:
     the first one (Khachatryan et al. 2023); --control says how they move. controlvideo lets them all see each other and
     smooths them (Zhang et al. 2023); with --hierarchical a long video is made from key frames. rerender makes every
     --interval-th frame, held to the first and the previous of these (Yang et al. 2023), and the others by optical flow
-    and a patch-based propagation of our own in place of EbSynth.
+    and a patch-based propagation of our own in place of EbSynth; --flow names the weights of the authors' optical flow.
 
     Examples:
       vdm-jax edit three.mp4 --model captioned_digits_full --method ddim --source-prompt "a red 3 moving left" \\

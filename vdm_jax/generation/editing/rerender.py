@@ -37,7 +37,8 @@ class Rerender(EditsStage):
     Interval, periods and strengths are by default those of the authors' code, with three differences: `colour` is that
     of their sample settings (their code's own default, the period (1, 1), leaves it out); noise is made up for wherever
     z is mixed (by default they do so only where the mask of the pixels is flat, not along its borders); and the target
-    of the pixels is not multiplied by that mask before noise is added to it (theirs is).
+    of the pixels is not multiplied by that mask before noise is added to it (theirs is). Their optical flow is GMFlow's
+    (`flow`), and OpenCV's DIS stands in for it where its weights are not given.
     """
 
     name: ClassVar[str] = "rerender"
