@@ -93,6 +93,9 @@ class Edit:
     threshold: Share | None = None
     # controlvideo: steps after which frames are smoothed, counted from the end, 20 19 by default; none: no smoother
     smooth: tuple[Count, ...] | None = None
+    # controlvideo: file of RIFE's weights (HDv3, .safetensors or the authors' .pkl) by which smoothed frames are
+    # interpolated; by default by optical flow
+    interpolator: str | None = None
     hierarchical: bool = False  # controlvideo: from key frames, for videos of more than 64 frames
     # controlvideo: frames from one key frame to the next, both included; by default floor(sqrt(frames)), at least 3
     window: Window | None = None
@@ -129,7 +132,8 @@ class Edit:
 
 READ_BY = {"refinements": ("ddim", "null_text", "prompt_to_prompt", "fatezero", "tune_a_video"),
            "iterations": ("null_text",),
-           "smooth": ("controlvideo",), "hierarchical": ("controlvideo",), "window": ("controlvideo",),
+           "smooth": ("controlvideo",), "interpolator": ("controlvideo",), "hierarchical": ("controlvideo",),
+           "window": ("controlvideo",),
            "interval": ("rerender",), "shape": ("rerender",), "pixel": ("rerender",), "colour": ("rerender",),
            "poisson": ("rerender",),
            "cross_replace": ("prompt_to_prompt", "fatezero"), "weight": ("prompt_to_prompt", "fatezero"),
@@ -138,7 +142,7 @@ READ_BY = {"refinements": ("ddim", "null_text", "prompt_to_prompt", "fatezero", 
            "source_prompt": ("ddim", "null_text", "prompt_to_prompt", "fatezero", "ddpm")}
 # Fields of methods
 OF_METHODS = ("refinements", "iterations", "cross_replace", "self_replace", "blend", "threshold", "smooth",
-              "hierarchical", "window", "interval", "shape", "pixel", "colour", "poisson")
+              "interpolator", "hierarchical", "window", "interval", "shape", "pixel", "colour", "poisson")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -287,7 +291,7 @@ def check(options: Edit) -> None:
                         "--source-prompt TEXT")
     if EDIT_METHODS[options.method].by_key_frames:
         _check_key_frames(options)
-    EDIT_METHODS[options.method](**_fields(options))  # refuses values of its own
+    EDIT_METHODS[options.method](**_fields(options)).check_files()  # refuses values of its own too
     if options.control is not None and options.control not in MADE and not Path(options.control).is_file():
         raise UserError(f"--control={options.control} is no file; permitted: {', '.join(MADE)}, or a video of maps")
     one_guidance(options.guidance, options.guidance_scale, guides(options.guide))
@@ -309,6 +313,8 @@ def _check_key_frames(options: Edit) -> None:
 def _check_sources(options: Edit) -> None:
     """Refuse to write over what is read, whatever the paths look like. Raises `UserError`."""
     read, written = {"the video": options.video}, [*_written(options.out)]
+    if options.interpolator is not None:
+        read["the file of --interpolator"] = Path(options.interpolator)
     if options.control in MADE:
         written.append(maps_of(options.video, _maps_folder(options)))
     elif options.control is not None:
