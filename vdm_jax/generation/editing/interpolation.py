@@ -24,7 +24,7 @@ from vdm_jax.networks.frame_interpolation import MULTIPLE, WIDTH, IFNet
 from vdm_jax.weights.tensor_files import PICKLES, Tensor, lazy, open_file
 
 AT_A_TIME = 4  # pairs of frames that the network sees together
-MAX_BYTES = 2**26  # of a file of PyTorch, which is read as a whole; the released one has a fifth of this
+MAX_BYTES = 2**26  # of a file of PyTorch, which is read as a whole; all of its tensors have a fifth of this
 PREFIX = "module."  # of every name, where the network was trained on several devices
 TRAINING_ONLY = "block_tea."  # a block that sees the true frame and teaches the others
 PERMITTED = "a file of RIFE's frame interpolation, version HDv3, as .safetensors or the authors' .pkl"
