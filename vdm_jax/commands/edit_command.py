@@ -93,6 +93,9 @@ class Edit:
     threshold: Share | None = None
     # controlvideo: steps after which frames are smoothed, counted from the end, 20 19 by default; none: no smoother
     smooth: tuple[Count, ...] | None = None
+    # controlvideo: file of RIFE's weights (HDv3, .safetensors or the authors' .pkl) by which smoothed frames are
+    # interpolated; by default by optical flow
+    interpolator: str | None = None
     hierarchical: bool = False  # controlvideo: from key frames, for videos of more than 64 frames
     # controlvideo: frames from one key frame to the next, both included; by default floor(sqrt(frames)), at least 3
     window: Window | None = None
@@ -132,7 +135,8 @@ class Edit:
 
 READ_BY = {"refinements": ("ddim", "null_text", "prompt_to_prompt", "fatezero", "tune_a_video"),
            "iterations": ("null_text",),
-           "smooth": ("controlvideo",), "hierarchical": ("controlvideo",), "window": ("controlvideo",),
+           "smooth": ("controlvideo",), "interpolator": ("controlvideo",), "hierarchical": ("controlvideo",),
+           "window": ("controlvideo",),
            "interval": ("rerender",), "shape": ("rerender",), "pixel": ("rerender",), "colour": ("rerender",),
            "poisson": ("rerender",), "flow": ("rerender",),
            "cross_replace": ("prompt_to_prompt", "fatezero"), "weight": ("prompt_to_prompt", "fatezero"),
@@ -141,7 +145,7 @@ READ_BY = {"refinements": ("ddim", "null_text", "prompt_to_prompt", "fatezero", 
            "source_prompt": ("ddim", "null_text", "prompt_to_prompt", "fatezero", "ddpm")}
 # Fields of methods
 OF_METHODS = ("refinements", "iterations", "cross_replace", "self_replace", "blend", "threshold", "smooth",
-              "hierarchical", "window", "interval", "shape", "pixel", "colour", "poisson", "flow")
+              "interpolator", "hierarchical", "window", "interval", "shape", "pixel", "colour", "poisson", "flow")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -312,6 +316,9 @@ def _check_key_frames(options: Edit) -> None:
 def _check_sources(options: Edit) -> None:
     """Refuse to write over what is read, whatever the paths look like. Raises `UserError`."""
     read, written = {"the video": options.video}, [*_written(options.out)]
+    for name in ("interpolator", "flow"):
+        if getattr(options, name) is not None:
+            read[f"the file of --{name}"] = Path(getattr(options, name))
     if options.control in MADE:
         written.append(maps_of(options.video, _maps_folder(options)))
     elif options.control is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Array, Key
@@ -74,15 +75,18 @@ class EditsStage:
     samples_pairs: ClassVar[bool] = False  # whether it goes by `EditParts.pair`
     carries_first: ClassVar[bool] = False  # whether every clip of a long video begins with the video's first frame
     by_key_frames: ClassVar[bool] = False  # whether it makes single frames, and clips of any number of them
-    files: ClassVar[tuple[str, ...]] = ()  # that it reads, whose change makes another edit
     whole_video: ClassVar[bool] = False  # whether a clip is the whole video, where the model makes any number of frames
 
     def stage(self, stage: Stage) -> Stage:
         """The stage that edits: as it is."""
         return stage
 
+    def files(self) -> tuple[Path, ...]:
+        """Files that the method reads next to the stage: none."""
+        return ()
+
     def check_files(self) -> None:
-        """Raise `UserError` for one of `files` that is missing or another one than the method reads."""
+        """Raise `UserError` where these cannot be read."""
 
     def check(self, stage: Stage, sampling: Sampling) -> None:
         """Raise `UserError` for a stage, or its sampling, that the method cannot edit by."""

@@ -9,6 +9,7 @@ frames are made by `rerender_keys.py`, the others by `propagation.py`.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from vdm_jax.attention import Spatial
@@ -104,10 +105,9 @@ class Rerender(EditsStage):
         steps = steps_from(parts.steps, self.strength)
         return from_one_noise(x, parts, steps, self.strength) if len(steps.level) else x
 
-    @property
-    def files(self) -> tuple[str, ...]:
+    def files(self) -> tuple[Path, ...]:
         """The file of weights, where there is one."""
-        return () if self.flow is None else (self.flow,)
+        return () if self.flow is None else (Path(self.flow),)
 
     def check_files(self) -> None:
         """Raise `UserError` as `flows`."""
