@@ -2,10 +2,12 @@
 
 import struct
 from fractions import Fraction
+from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
+from av.sidedata import sidedata
 
 from vdm_jax.video.pictures import Painter, display_turn
 from vdm_jax.video.reading import VideoReader
@@ -146,16 +148,13 @@ CORNERS = {"R": (220, 30, 30), "G": (30, 200, 30), "B": (30, 30, 220), "Y": (220
 
 
 @pytest.mark.parametrize(("angle", "shown"), [(0, "RG/BY"), (90, "GY/RB"), (180, "YB/GR"), (-90, "BR/YG")])
-def test_pictures_with_data_that_pyav_cannot_name_are_read_and_turned(angle, shown):
+def test_pictures_with_data_that_pyav_cannot_name_are_read_and_turned(angle, shown, monkeypatch):
     """FFmpeg 8 gives pictures their EXIF data, and PyAV then raises ValueError for all data of the frame."""
-    class Frame:
-        rotation = angle
+    def unnamed(frame):
+        raise ValueError("31 is not a valid Type")
 
-        @property
-        def side_data(self):
-            raise ValueError("31 is not a valid Type")
-
-    lying, turn = display_turn(Frame())
+    monkeypatch.setattr(sidedata, "SideDataContainer", unnamed)
+    lying, turn = display_turn(SimpleNamespace(rotation=angle))
     assert lying == (abs(angle) == 90)
     assert "/".join("".join(row) for row in turn(np.array([["R", "G"], ["B", "Y"]]))) == shown
 

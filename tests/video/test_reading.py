@@ -1,3 +1,4 @@
+import gc
 import io
 import logging
 import os
@@ -128,6 +129,19 @@ def test_display_rotation_is_applied(tmp_path, numbered):
         assert upright.shape == (64, 48, 3)
         assert numbered.read(np.rot90(upright, -1)) == 2  # it was turned counterclockwise for display
         assert reader.frames([2], 32, 24).shape == (1, 32, 24, 3)
+
+
+def test_decoded_pictures_are_freed_at_once(tmp_path, numbered):
+    """Not when garbage in cycles is looked for, which commands do rarely: pictures may have megabytes each."""
+    path = numbered.write(tmp_path / "phone.mp4", range(12), rotation=90)
+    gc.collect()
+    gc.disable()
+    try:
+        with VideoReader(path) as reader:
+            reader.frames(range(12), 32, 24)
+        assert not any(isinstance(thing, av.VideoFrame) for thing in gc.get_objects())
+    finally:
+        gc.enable()
 
 
 def test_reading_from_memory(numbered):

@@ -54,7 +54,7 @@ class Edit:
     the first one (Khachatryan et al. 2023); --control says how they move. controlvideo lets them all see each other and
     smooths them (Zhang et al. 2023); with --hierarchical a long video is made from key frames. rerender makes every
     --interval-th frame, held to the first and the previous of these (Yang et al. 2023), and the others by optical flow
-    and a patch-based propagation of our own in place of EbSynth.
+    and a patch-based propagation of our own in place of EbSynth; --flow names the weights of the authors' optical flow.
 
     Examples:
       vdm-jax edit three.mp4 --model captioned_digits_full --method ddim --source-prompt "a red 3 moving left" \\
@@ -93,6 +93,9 @@ class Edit:
     threshold: Share | None = None
     # controlvideo: steps after which frames are smoothed, counted from the end, 20 19 by default; none: no smoother
     smooth: tuple[Count, ...] | None = None
+    # controlvideo: file of RIFE's weights (HDv3, .safetensors or the authors' .pkl) by which smoothed frames are
+    # interpolated; by default by optical flow
+    interpolator: str | None = None
     hierarchical: bool = False  # controlvideo: from key frames, for videos of more than 64 frames
     # controlvideo: frames from one key frame to the next, both included; by default floor(sqrt(frames)), at least 3
     window: Window | None = None
@@ -103,6 +106,9 @@ class Edit:
     pixel: tuple[Share, ...] | None = None
     colour: tuple[Share, ...] | None = None
     poisson: bool = False  # rerender: blend the frames between key frames by their gradients too
+    # rerender: file of GMFlow's weights of one scale, .pth as published or .safetensors, for optical flow; by default
+    # it is OpenCV's DIS
+    flow: str | None = None
     steps: SamplingSteps | None = None  # of the sampler, of every stage; each stage's own by default
     guidance: GUIDANCE = None
     guidance_scale: GUIDANCE_SCALE = None
@@ -129,16 +135,17 @@ class Edit:
 
 READ_BY = {"refinements": ("ddim", "null_text", "prompt_to_prompt", "fatezero", "tune_a_video"),
            "iterations": ("null_text",),
-           "smooth": ("controlvideo",), "hierarchical": ("controlvideo",), "window": ("controlvideo",),
+           "smooth": ("controlvideo",), "interpolator": ("controlvideo",), "hierarchical": ("controlvideo",),
+           "window": ("controlvideo",),
            "interval": ("rerender",), "shape": ("rerender",), "pixel": ("rerender",), "colour": ("rerender",),
-           "poisson": ("rerender",),
+           "poisson": ("rerender",), "flow": ("rerender",),
            "cross_replace": ("prompt_to_prompt", "fatezero"), "weight": ("prompt_to_prompt", "fatezero"),
            "self_replace": ("fatezero",), "blend": ("fatezero",), "threshold": ("fatezero",),
            "source_guidance": ("ddim", "prompt_to_prompt", "ddpm"),
            "source_prompt": ("ddim", "null_text", "prompt_to_prompt", "fatezero", "ddpm")}
 # Fields of methods
 OF_METHODS = ("refinements", "iterations", "cross_replace", "self_replace", "blend", "threshold", "smooth",
-              "hierarchical", "window", "interval", "shape", "pixel", "colour", "poisson")
+              "interpolator", "hierarchical", "window", "interval", "shape", "pixel", "colour", "poisson", "flow")
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -287,7 +294,7 @@ def check(options: Edit) -> None:
                         "--source-prompt TEXT")
     if EDIT_METHODS[options.method].by_key_frames:
         _check_key_frames(options)
-    EDIT_METHODS[options.method](**_fields(options))  # refuses values of its own
+    EDIT_METHODS[options.method](**_fields(options)).check_files()  # refuses values and files of its own
     if options.control is not None and options.control not in MADE and not Path(options.control).is_file():
         raise UserError(f"--control={options.control} is no file; permitted: {', '.join(MADE)}, or a video of maps")
     one_guidance(options.guidance, options.guidance_scale, guides(options.guide))
@@ -309,6 +316,9 @@ def _check_key_frames(options: Edit) -> None:
 def _check_sources(options: Edit) -> None:
     """Refuse to write over what is read, whatever the paths look like. Raises `UserError`."""
     read, written = {"the video": options.video}, [*_written(options.out)]
+    for name in ("interpolator", "flow"):
+        if getattr(options, name) is not None:
+            read[f"the file of --{name}"] = Path(getattr(options, name))
     if options.control in MADE:
         written.append(maps_of(options.video, _maps_folder(options)))
     elif options.control is not None:

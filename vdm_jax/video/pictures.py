@@ -84,8 +84,12 @@ def display_turn(frame) -> tuple[bool, Callable[[np.ndarray], np.ndarray]]:
 
 
 def _display_matrix(frame) -> tuple[float, float, float, float]:
+    from av.sidedata.sidedata import SideDataContainer
+
     try:
-        data = frame.side_data.get(_DISPLAY_MATRIX)
+        # Not `frame.side_data`, which frame and data keep for each other: pictures would stay until garbage in cycles
+        # is looked for
+        data = SideDataContainer(frame).get(_DISPLAY_MATRIX)
     except ValueError:  # other data of a kind that PyAV has no name for, such as EXIF: the angle is still to be had
         angle = math.radians(frame.rotation)  # counterclockwise
         return math.cos(angle), -math.sin(angle), math.sin(angle), math.cos(angle)

@@ -224,7 +224,8 @@ def test_the_command_makes_the_whole_video_at_once(tmp_path, monkeypatch, capfd)
     with VideoReader("made.mp4") as done:
         assert len(done) == 9 and done.fps == pytest.approx(6)
     method = json.loads((tmp_path / "made.json").read_text())["method"]["all"]
-    assert method == {"name": "controlvideo", "strength": 1.0, "smooth": [1], "hierarchical": True, "window": 4}
+    assert method == {"name": "controlvideo", "strength": 1.0, "smooth": [1], "interpolator": None,
+                      "hierarchical": True, "window": 4}
     assert "ControlVideo.smooth=(20, 19) with 2 steps; permitted: up to 2" in fails(*command)
     assert "ControlVideo.window=4 with hierarchical=False" in fails(*command, "--window", "4")
     assert "--smooth=(2,) with --method=ddim; permitted: --method controlvideo" in fails(

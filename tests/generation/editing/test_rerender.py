@@ -310,7 +310,7 @@ def test_the_command(tmp_path, monkeypatch, capfd):
     method = json.loads((tmp_path / "made.json").read_text())["method"]["all"]
     assert method == {"name": "rerender", "interval": 2, "strength": 1.0, "cross_frame": True, "shape": [0.0, 0.1],
                       "shape_from": "first", "pixel": [0.2, 0.9], "pixel_strength": 0.5, "inner_strength": 0.9,
-                      "colour": [], "poisson": True}
+                      "colour": [], "poisson": True, "flow": None}
     unloaded = [*command[:2], "--model", "nowhere", *command[4:]]  # refused before a model is looked for
     for name in ("shape", "pixel", "colour"):
         assert f"Rerender.{name}=(0.5,); permitted: two shares" in fails(*unloaded, f"--{name}", "0.5")

@@ -1,14 +1,16 @@
 """ControlVideo: videos by an image network with a ControlNet, without training (Zhang et al. 2023, arXiv 2305.13077).
 
 In the main network all frames attend to each other, the ControlNet sees each frame's map by itself, and all frames
-begin with one noise. After two of the steps every other frame of the estimate is interpolated (`smoothing.py`). Long
-videos are sampled from key frames (`diffusion/key_frames.py`).
+begin with one noise. After two of the steps every other frame of the estimate is interpolated (`smoothing.py`), by
+RIFE's network as in their code where its weights are given, or else by optical flow. Long videos are sampled from key
+frames (`diffusion/key_frames.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
@@ -24,9 +26,10 @@ from vdm_jax.diffusion.key_frames import from_key_frames, key_frames, published_
 from vdm_jax.diffusion.windows import ConditionalDenoiser
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.ddim_inversion import deterministic
+from vdm_jax.generation.editing.interpolation import by_network, parameters
 from vdm_jax.generation.editing.parts import EditParts, EditsStage, from_one_noise
 from vdm_jax.generation.editing.patterns import with_spatial_pattern
-from vdm_jax.generation.editing.smoothing import check_sides, smoothed
+from vdm_jax.generation.editing.smoothing import by_flow, check_sides, smoothed
 from vdm_jax.metrics.flow import require_opencv
 from vdm_jax.networks.sparse_control import SparseControlNet
 from vdm_jax.stages.options import Sampling
@@ -48,6 +51,9 @@ class ControlVideo(EditsStage):
     strength: Share = 1.0  # share of the steps that are made; 1: from noise, without the pixels of the given video
     # Steps after which frames are smoothed, counted from the end, where 1 is the last: of 50 these are 30 and 31 from 0
     smooth: tuple[Count, ...] = (20, 19)
+    # File of RIFE's weights, version HDv3 (.safetensors, or the authors' .pkl), by which frames are interpolated; None:
+    # by optical flow (OpenCV's DIS)
+    interpolator: str | None = None
     # Long videos are sampled from key frames, so that the network never sees all frames at once
     hierarchical: bool = False
     window: Window | None = None  # frames from one key frame to the next, both included; None: floor(sqrt(frames))
@@ -56,23 +62,37 @@ class ControlVideo(EditsStage):
         if self.window is not None and not self.hierarchical:
             raise UserError(f"ControlVideo.window={self.window} with hierarchical=False; permitted: None, or "
                             "hierarchical=True")
+        if self.interpolator is not None and not self.smooth:
+            raise UserError(f"ControlVideo.interpolator={self.interpolator!r} with smooth=(), which interpolates no "
+                            "frame; permitted: None, or steps in smooth")
 
     def stage(self, stage: Stage) -> Stage:
         """The stage whose frames see each other. Raises `UserError` as `with_spatial_pattern`, for a network that takes
-        no map of the given video, for too many frames that see each other, and for frames that cannot be smoothed."""
+        no map of the given video, for too many frames that see each other, and for frames that cannot be smoothed; and
+        as `check_files`."""
+        self.check_files()
         found = with_spatial_pattern(stage, Full())
         self._check_length(stage)
         if self.strength == 1 and not any(entry.condition.form == "map" for entry in stage.network.conditions):
             raise UserError(f"Stage {stage.name!r}: network that takes no control map with strength=1 of method="
                             f"{self.name!r}, which keep nothing of the given video; permitted: a network with a "
                             "ControlNet, or a lower strength", "ControlVideo.stage")
-        if self.smooth:
+        if self.smooth and self.interpolator is None:
             require_opencv()
             check_sides(stage.video.height, stage.video.width)
         if not self.hierarchical or stage.latent is None:
             return found
         return dataclasses.replace(found, latent=dataclasses.replace(
             stage.latent, encode_frames=stage.latent.encode_frames or 1, decode_frames=stage.latent.decode_frames or 1))
+
+    def files(self) -> tuple[Path, ...]:
+        """The weights of the interpolating network."""
+        return () if self.interpolator is None else (Path(self.interpolator),)
+
+    def check_files(self) -> None:
+        """Raise `UserError` where these cannot be read."""
+        for path in self.files():
+            parameters(path)
 
     def _check_length(self, stage: Stage) -> None:
         """Raise `UserError` for more frames that see each other than `MOST_TOGETHER`."""
@@ -154,4 +174,4 @@ class ControlVideo(EditsStage):
     def at_pause(self, number: Int[np.ndarray, ""] | int, videos: Float[np.ndarray, "B T H W 3"]
                  ) -> Float[np.ndarray, "B T H W 3"]:
         """What the estimate of a step becomes."""
-        return smoothed(videos, int(number))
+        return smoothed(videos, int(number), by_flow if self.interpolator is None else by_network(self.interpolator))

@@ -170,9 +170,9 @@ def edit_video(
       progress: called with ("clips", clips done, clips in all).
       stop: asked after each batch of clips; True ends the call there, with the video unfinished.
 
-    Raises `UserError` for a file that cannot be read, maps that are not one for each frame or no network takes, more
-    frames than one clip has with a network that takes maps of the frames around each one (`Input.window`), and as
-    `edit`.
+    Raises `UserError` for a file that cannot be read, maps that are not one for each frame or no network takes, files
+    of a method that cannot be read, more frames than one clip has with a network that takes maps of the frames around
+    each one (`Input.window`), and as `edit`.
     """
     last = job.options.get("last")
     stages, spec = generator.stages(None, last), generator.stages(None, last)[-1].video
@@ -186,7 +186,9 @@ def edit_video(
         if maps is not None and not least <= len(maps) <= len(reader):
             raise UserError(f"{job.maps} has {len(maps)} frames for {len(reader)} of {job.path}; permitted: a map for "
                             f"each frame{f', at least for the first {least}' if job.maps_end else ''}", "edit.maps")
-        cut = _cut(job, len(numbers), spec.frames)  # refused before a folder is there
+        for method in _given_methods(job):  # refused before a folder is there
+            method.check_files()
+        cut = _cut(job, len(numbers), spec.frames)
         _check_uncut(stages, cut)
         frames, clips = _frames(generator, job, stages, numbers, folder), cut.clips
         begins = float(reader.index.pts[0] * reader.index.time_base)
@@ -212,7 +214,8 @@ def _frames(
     generator: Generator, job: VideoJob, stages: tuple[Stage, ...], numbers: Int[np.ndarray, " T"], folder: Path | None
 ) -> Frames:
     """Where the frames are kept. Raises `UserError` for a folder that has those of another request, file or weights."""
-    stats = [path.stat() for path in (job.path, job.maps) if path is not None]
+    own = [path for method in _given_methods(job) for path in method.files()]
+    stats = [path.stat() for path in (job.path, job.maps, *own) if path is not None]
     said = (*map(to_json, stages), _methods(job), repr(dataclasses.replace(job, method=None)), numbers.tolist(),
             *((stat.st_size, stat.st_mtime_ns) for stat in stats))
     key, shape = request_key(said, (), weights_of(generator, stages)), (2, len(numbers), *stages[-1].video.shape[1:])
@@ -265,8 +268,7 @@ def _numbers(reader: VideoReader, fps: float, most: int | None) -> Int[np.ndarra
 def _cut(job: VideoJob, frames: int, size: int) -> Cut:
     """The clips of a video of so many frames, by a stage that makes clips of a size. Raises `UserError` for several
     clips at once where each goes on from the one before."""
-    given = job.method.values() if isinstance(job.method, Mapping) else [job.method]
-    methods = [method for method in given if method is not None]
+    methods = _given_methods(job)
     for method in methods:
         if method.by_key_frames:
             if job.at_once > 1:
@@ -282,6 +284,11 @@ def _check_uncut(stages: Sequence[Stage], cut: Cut) -> None:
         for stage in stages:
             check_uncut(stage.network.conditions,
                         f"Stage {stage.name!r}: {cut.frames} frames in {cut.clips} clips of {cut.size}")
+
+
+def _given_methods(job: VideoJob) -> list[EditMethod]:
+    given = job.method.values() if isinstance(job.method, Mapping) else [job.method]
+    return [method for method in given if method is not None]
 
 
 def _methods(job: VideoJob) -> Any:

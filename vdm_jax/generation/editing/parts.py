@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Array, Key
@@ -79,6 +80,13 @@ class EditsStage:
     def stage(self, stage: Stage) -> Stage:
         """The stage that edits: as it is."""
         return stage
+
+    def files(self) -> tuple[Path, ...]:
+        """Files that the method reads next to the stage: none."""
+        return ()
+
+    def check_files(self) -> None:
+        """Raise `UserError` where these cannot be read."""
 
     def check(self, stage: Stage, sampling: Sampling) -> None:
         """Raise `UserError` for a stage, or its sampling, that the method cannot edit by."""

@@ -19,7 +19,8 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vdm_jax.generation.editing.poisson import blended_gradients
-from vdm_jax.metrics.flow import flow, opencv, warped
+from vdm_jax.metrics.flow import opencv, warped
+from vdm_jax.metrics.flow_estimators import BY_DIS, FlowEstimator
 
 PATCH = 5  # pixels: side of the patches that are compared
 OVERLAP = 3  # pixels: side of the window of patches that are averaged
@@ -39,17 +40,17 @@ class Found(NamedTuple):
 
 def between(
     sources: UInt8[np.ndarray, "T H W 3"], first: UInt8[np.ndarray, "H W 3"], last: UInt8[np.ndarray, "H W 3"],
-    poisson: bool = False,
+    poisson: bool = False, flows: FlowEstimator = BY_DIS,
 ) -> UInt8[np.ndarray, "N H W 3"]:
     """The edited frames between two key frames, the first and the last of the given ones: two fewer than these;
     `poisson` as of `mixed`."""
     count = len(sources) - 1
-    steps = [flow(one, other) for one, other in itertools.pairwise(sources)]
-    back = [flow(other, one) for one, other in itertools.pairwise(sources)]
+    both = [flows.both(one, other) for one, other in itertools.pairwise(sources)]
+    steps, back = ([pair[place] for pair in both] for place in (0, 1))
     made = []
     for place in range(1, count):
         to_first, to_last = (chained(path) for path in (back[:place][::-1], steps[place:]))
-        sides = [propagated(sources[place], sources[key], edited, along)
+        sides = [propagated(sources[place], sources[key], edited, along, flows)
                  for key, edited, along in ((0, first, to_first), (count, last, to_last))]
         made.append(mixed(*sides, place / count, poisson))
     return np.stack(made) if made else np.zeros((0, *sources.shape[1:]), np.uint8)
@@ -65,12 +66,12 @@ def chained(path: list[Float[np.ndarray, "H W 2"]]) -> Float[np.ndarray, "H W 2"
 
 def propagated(
     frame: UInt8[np.ndarray, "H W 3"], key: UInt8[np.ndarray, "H W 3"], edited: UInt8[np.ndarray, "H W 3"],
-    along: Float[np.ndarray, "H W 2"],
+    along: Float[np.ndarray, "H W 2"], flows: FlowEstimator = BY_DIS,
 ) -> Found:
     """A frame as patches of an edited key frame; `along` is where flow from frame to frame finds it there."""
     guide, there = guides(frame), guides(key)
     field, cost = along, costs(guide, there, along)
-    field, cost, expected = _better((field, cost, along), guide, there, *(flow(frame, key),) * 2)
+    field, cost, expected = _better((field, cost, along), guide, there, *(flows.flow(frame, key),) * 2)
     for proposal in _proposals(field.shape[:2]):
         field, cost, expected = _better((field, cost, expected), guide, there, proposal(field), expected)
     return Found(averaged(edited, field), cost)

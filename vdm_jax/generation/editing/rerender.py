@@ -9,6 +9,7 @@ frames are made by `rerender_keys.py`, the others by `propagation.py`.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from vdm_jax.attention import Spatial
@@ -22,6 +23,7 @@ from vdm_jax.generation.editing.parts import EditParts, EditsStage, from_one_noi
 from vdm_jax.generation.editing.patterns import with_spatial_pattern
 from vdm_jax.generation.editing.rerender_fusion import steps_of
 from vdm_jax.metrics.flow import LEAST_SIDE, require_opencv
+from vdm_jax.metrics.flow_estimators import BY_DIS, FlowEstimator, GMFlow
 from vdm_jax.stages.options import Sampling
 from vdm_jax.stages.stage import Stage
 
@@ -36,7 +38,8 @@ class Rerender(EditsStage):
     Interval, periods and strengths are by default those of the authors' code, with three differences: `colour` is that
     of their sample settings (their code's own default, the period (1, 1), leaves it out); noise is made up for wherever
     z is mixed (by default they do so only where the mask of the pixels is flat, not along its borders); and the target
-    of the pixels is not multiplied by that mask before noise is added to it (theirs is).
+    of the pixels is not multiplied by that mask before noise is added to it (theirs is). Their optical flow is GMFlow's
+    (`flow`), and OpenCV's DIS stands in for it where its weights are not given.
     """
 
     name: ClassVar[str] = "rerender"
@@ -53,6 +56,8 @@ class Rerender(EditsStage):
     inner_strength: Share = 0.9  # how much of the noise is made up for that mixing takes away
     colour: Period = (0.8, 1.0)  # steps whose estimate has the colours of the first key frame's
     poisson: bool = False  # whether frames between key frames are blended by their gradients too
+    # File of GMFlow's weights of one scale, .pth as published or .safetensors, for all optical flow; None: OpenCV's DIS
+    flow: str | None = None
 
     def __post_init__(self):
         for name in ("shape", "pixel", "colour"):
@@ -63,7 +68,8 @@ class Rerender(EditsStage):
     def stage(self, stage: Stage) -> Stage:
         """The stage, of which nothing is recomputed. Raises `UserError` as `with_spatial_pattern`, for a network with
         temporal layers or of a cascade, for one that takes no map of the given video where its pixels do not count, and
-        for frames that are too small for optical flow; and last where OpenCV, which finds it, is not installed."""
+        for frames that are too small for optical flow; for a file of weights as `read_weights`; and last where OpenCV,
+        which finds it or moves pictures along it, is not installed."""
         stage, video = with_spatial_pattern(stage, Spatial()), stage.video
         network, where = stage.network.rematerialised("none"), f"Stage {stage.name!r}"
         if stage.source is not None or network.unet.video:
@@ -77,6 +83,7 @@ class Rerender(EditsStage):
         if min(video.height, video.width) < LEAST_SIDE:
             raise UserError(f"{where}: optical flow of frames of {video.height}x{video.width}; permitted: sides from "
                             f"{LEAST_SIDE} pixels", "Rerender.stage")
+        self.check_files()
         require_opencv()
         return dataclasses.replace(stage, network=network)
 
@@ -97,6 +104,18 @@ class Rerender(EditsStage):
         """z at the first of the steps that are made, or x where none are."""
         steps = steps_from(parts.steps, self.strength)
         return from_one_noise(x, parts, steps, self.strength) if len(steps.level) else x
+
+    def files(self) -> tuple[Path, ...]:
+        """The file of weights, where there is one."""
+        return () if self.flow is None else (Path(self.flow),)
+
+    def check_files(self) -> None:
+        """Raise `UserError` as `flows`."""
+        self.flows()
+
+    def flows(self) -> FlowEstimator:
+        """What finds optical flow, and what it finds again. Raises `UserError` as `read_weights`."""
+        return BY_DIS if self.flow is None else GMFlow(self.flow)
 
     def key_frames(self, frames: int, steps: int) -> tuple[int, ...]:
         """Numbers of the key frames of so many frames: every `interval`-th and the last, or all where no steps are

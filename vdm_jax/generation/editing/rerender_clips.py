@@ -14,6 +14,8 @@ from jaxtyping import Float, Key
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.one_stage import Edits, EditSampling
 from vdm_jax.generation.editing.propagation import between
+from vdm_jax.generation.editing.rerender import Rerender
+from vdm_jax.generation.editing.rerender_fusion import each_row
 from vdm_jax.generation.editing.rerender_keys import Carry, KeyFrame, KeyFrames, Trajectory
 from vdm_jax.stages.stage import Stage
 from vdm_jax.video.arrays import to_float, to_uint8
@@ -44,7 +46,7 @@ def edit_by_key_frames(
             made[:, place] = carry.previous.made
             if place > before + 1:
                 made[:, before + 1:place] = _propagated(
-                    frames[:, before:place + 1], made[:, before], made[:, place], how.method.poisson)
+                    frames[:, before:place + 1], made[:, before], made[:, place], how.method)
             before = place
         return Edits(made, None, carry)
 
@@ -52,11 +54,11 @@ def edit_by_key_frames(
 
 
 def _propagated(
-    frames: np.ndarray, first: Float[np.ndarray, "B H W 3"], last: Float[np.ndarray, "B H W 3"], poisson: bool
+    frames: np.ndarray, first: Float[np.ndarray, "B H W 3"], last: Float[np.ndarray, "B H W 3"], method: Rerender
 ) -> Float[np.ndarray, "B T H W 3"]:
     """The frames between two key frames, the first and the last of the given ones."""
-    ends = zip(np.asarray(to_uint8(first)), np.asarray(to_uint8(last)), strict=True)
-    return np.stack([to_float(between(video, *pair, poisson)) for video, pair in zip(frames, ends, strict=True)])
+    ends, how = [np.asarray(to_uint8(end)) for end in (first, last)], (method.poisson, method.flows())
+    return np.stack(each_row(lambda video, *pair: to_float(between(video, *pair, *how)), frames, *ends))
 
 
 def _check_carry(carry: Carry | None, frames: np.ndarray) -> None:

@@ -9,7 +9,7 @@ standard deviation of each channel from the first key frame (AdaIN: Huang & Belo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from vdm_jax.diffusion.arrays import Video
-from vdm_jax.metrics.flow import flow, opencv, visible, warped
+from vdm_jax.metrics.flow import opencv, warped
+from vdm_jax.metrics.flow_estimators import BY_DIS, FlowEstimator
 
 AROUND = 9  # pixels: side of the window by which what is hidden grows, and of the blur of its border
 BLUR = 18.0  # standard deviation of that blur, pixels
@@ -33,10 +34,23 @@ class Motion(NamedTuple):
     hidden: Bool[np.ndarray, "H W"]  # pixels that are not found again on the way back
 
 
-def motion_to(frame: UInt8[np.ndarray, "H W 3"], other: UInt8[np.ndarray, "H W 3"]) -> Motion:
+def each_row(function: Callable[..., Any], *columns: Sequence[np.ndarray]) -> list[Any]:
+    """A function of every row of some columns. A row that equals the one before, as copies do that fill a batch up to
+    the number of devices, has its result."""
+    done, before = [], ()
+    for row in zip(*columns, strict=True):
+        same = bool(done) and all(map(np.array_equal, row, before))
+        done.append(done[-1] if same else function(*row))
+        before = row
+    return done
+
+
+def motion_to(
+    frame: UInt8[np.ndarray, "H W 3"], other: UInt8[np.ndarray, "H W 3"], flows: FlowEstimator = BY_DIS
+) -> Motion:
     """Where the pixels of a frame are in another one, by optical flow both ways."""
-    forward = flow(frame, other)
-    return Motion(forward, ~visible(forward, flow(other, frame)))
+    forward, backward = flows.both(frame, other)
+    return Motion(forward, ~flows.seen(forward, backward))
 
 
 def soft(hidden: Bool[np.ndarray, "H W"]) -> Float[np.ndarray, "H W"]:

@@ -27,6 +27,7 @@ from vdm_jax.generation.editing.parts import EditParts
 from vdm_jax.generation.editing.rerender_fusion import (
     blended,
     coloured,
+    each_row,
     faithful,
     latent_places,
     motion_to,
@@ -136,7 +137,9 @@ class KeyFrames:
 
     def _held(self, video: np.ndarray, others: Carry, state: State) -> tuple[Others, list[Any]]:
         """What a key frame is held to without pixels, and how each video's frame is found in the others."""
-        motions = [tuple(motion_to(frame, other.source[row]) for other in others) for row, frame in enumerate(video)]
+        flows = self.method.flows()
+        motions = each_row(lambda frame, *sources: tuple(motion_to(frame, source, flows) for source in sources),
+                           video, *(other.source for other in others))
         place, factor = int(self.method.shape_from == "previous"), self._factor(video)
         chosen = [motion[place] for motion in motions]
         places = np.stack([latent_places(motion.along, factor) for motion in chosen])

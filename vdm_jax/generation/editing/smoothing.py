@@ -1,7 +1,8 @@
 """The interleaved-frame smoother of ControlVideo (Zhang et al. 2023, arXiv 2305.13077, section 3.2): every other frame
 of an estimate becomes what lies halfway between its neighbours, so that neighbours no longer flicker.
 
-The authors interpolate by a network (RIFE). Here it is the optical flow of OpenCV (DIS), which needs no weights.
+The authors interpolate by a network (RIFE), as `interpolation.py` does with a file of its weights. Without such a file
+frames are interpolated by the optical flow of OpenCV (DIS), which needs no weights.
 """
 
 from __future__ import annotations
@@ -10,8 +11,9 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from vdm_jax.errors import UserError
+from vdm_jax.generation.editing.interpolation import AT_A_TIME, Between
 from vdm_jax.metrics.flow import LEAST_SIDE, flow, visible, warped
-from vdm_jax.video.arrays import to_uint8
+from vdm_jax.video.arrays import check_finite, to_uint8
 
 HIDDEN = 1e-3  # weight of a pixel that is not found again, against 1: it counts where both frames hide it
 
@@ -33,16 +35,28 @@ def halfway(one: UInt8[np.ndarray, "H W 3"], other: UInt8[np.ndarray, "H W 3"]) 
     return total[..., :3] / total[..., 3:]
 
 
-def smoothed(videos: Float[np.ndarray, "B T H W 3"], step: int) -> Float[np.ndarray, "B T H W 3"]:
-    """Videos in [-1, 1] with every other frame halfway between its neighbours: after a step of even number the frames
+def by_flow(ones: Float[np.ndarray, "N H W 3"], others: Float[np.ndarray, "N H W 3"]) -> Float[np.ndarray, "N H W 3"]:
+    """The frames in [-1, 1] halfway between others, by the optical flow of their 8-bit frames. Raises `UserError` for
+    frames that are too small for it."""
+    check_sides(*ones.shape[1:3])
+    pairs = zip(to_uint8(ones), to_uint8(others), strict=True)
+    return np.stack([halfway(one, other) / 127.5 - 1 for one, other in pairs])
+
+
+def smoothed(
+    videos: Float[np.ndarray, "B T H W 3"], step: int, between: Between = by_flow
+) -> Float[np.ndarray, "B T H W 3"]:
+    """Videos in [-1, 1] with every other frame halfway `between` its neighbours: after a step of even number the frames
     of odd number, and the other way round. As in the authors' code, frames of even number at an end of the video come
     halfway between themselves and their one neighbour, and one of odd number there stays."""
-    check_sides(*videos.shape[2:4])
-    frames, result, count = np.asarray(to_uint8(videos)), np.array(videos, np.float32), videos.shape[1]
+    check_finite(videos, "the videos to smooth")
+    result, last = np.array(videos, np.float32), videos.shape[1] - 1
+    middles = np.arange(0, last + 1, 2) if step % 2 else np.arange(1, last, 2)
     for video in range(len(videos)):
-        for middle in range(0, count, 2) if step % 2 else range(1, count - 1, 2):
-            between = halfway(frames[video, max(middle - 1, 0)], frames[video, min(middle + 1, count - 1)])
-            result[video, middle] = between / 127.5 - 1
+        for first in range(0, len(middles), AT_A_TIME):
+            some = middles[first : first + AT_A_TIME]
+            before, after = np.maximum(some - 1, 0), np.minimum(some + 1, last)
+            result[video, some] = between(videos[video, before], videos[video, after])
     return result
 
 
