@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.refusals import refusals_of_commands, refused
-from tests.weights.folders import tensors_of, write
+from tests.weights.folders import SMALL, tensors_of, write
 from vdm_jax.annotation import depth_model
 from vdm_jax.annotation.depth import Depth
 from vdm_jax.annotation.depth_model import (
@@ -26,7 +26,7 @@ from vdm_jax.commands.main import main
 from vdm_jax.networks.dpt import DPT
 from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.writing import write_video
-from vdm_jax.weights import pretrained
+from vdm_jax.weights import model_kinds, pretrained
 
 FRAMES, HEIGHT, WIDTH = 6, 40, 48
 SPEC = DPT(size=16, patch=8, width=8, layers=3, heads=2, hidden=16, taps=(0, 2), factors=(2.0, 0.5), widths=(4, 6),
@@ -143,13 +143,20 @@ def test_wrong_folders_are_refused(videos, model, tmp_path, capfd):
     assert f"1 missing: {name}" in with_tensors("missing", {n: t for n, t in tensors.items() if n != name})
     assert "1 unexpected: head.more" in with_tensors("more", tensors | {"head.more": np.zeros(3, np.float32)})
     assert "[4, 4, 3, 3]" in with_tensors("shape", tensors | {name: np.zeros((4, 4, 1, 1), np.float32)})
-    for field, value, permitted in (
-            ("is_hybrid", True, "permitted: False, as that of Intel/dpt-large"),
+    for index, (field, value, permitted) in enumerate((
+            ("is_hybrid", True, "the same first 2"), ("is_hybrid", 1, "permitted: a bool"),
             ("backbone_config", {"model_type": "dinov2"}, "permitted: the vision transformer of DPT itself"),
             ("use_batch_norm_in_fusion_residual", True, "permitted: False"),
             ("use_bias_in_fusion_residual", False, "permitted: True, null"),
-            ("architectures", ["ViTModel"], "permitted: DPTForDepthEstimation")):
-        assert permitted in with_tensors(field, tensors, **{field: value})
+            ("architectures", ["ViTModel"], "permitted: DPTForDepthEstimation"))):
+        assert permitted in with_tensors(f"config{index}", tensors, **{field: value})
+    hybrid = SMALL["depth_hybrid"]
+    for index, (field, value, permitted) in enumerate((
+            ("layer_type", "preactivation", "permitted: 'bottleneck'"), ("layer_type", None, "layer_type' is missing"),
+            ("global_padding", None, "permitted: ('same', 'SAME')"), ("depths", [3, 4], "permitted: three"))):
+        backbone = model_kinds.kind_of(hybrid).write(hybrid)["backbone_config"] | {field: value}
+        folder = write(tmp_path / f"hybrid{index}", hybrid, tensors_of(hybrid), fields={"backbone_config": backbone})
+        assert permitted in fails(*command, folder.name)
     for index, (change, named) in enumerate((
             ({"size": {"shortest_edge": 3}}, "permitted: a height and a width"), ({"do_pad": True}, "permitted: False"),
             ({"ensure_multiple_of": 12}, "multiples of the 8 pixels"), ({"image_std": [0, 1, 1]}, "above 0"),

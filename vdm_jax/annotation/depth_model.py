@@ -64,11 +64,12 @@ class Preprocessing:
 
 def read_preprocessing(fields: Mapping[str, Any], where: str) -> Preprocessing:
     """The preprocessing of a `preprocessor_config.json`. Raises `UserError` for steps that are not done here."""
+    fields = {name: value for name, value in fields.items() if value is not None}
     found = Fields(fields, where)
     found.require(**_FIXED)
-    size = fields.get("size") or 384
+    size = fields.get("size", 384)
     size = {"height": size, "width": size} if isinstance(size, int) else size
-    mean, std = (fields.get(name) or [0.5] * 3 for name in ("image_mean", "image_std"))
+    mean, std = (fields.get(name, [0.5] * 3) for name in ("image_mean", "image_std"))
     try:
         result = Preprocessing(
             int(size["height"]), int(size["width"]), found.get("keep_aspect_ratio", False),

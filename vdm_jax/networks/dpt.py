@@ -1,9 +1,10 @@
 """The dense prediction transformer, DPT: depth of single pictures (Ranftl et al. 2021, arXiv 2103.13413).
 
-Tokens of four layers of a vision transformer become feature maps of four scales ("reassemble", section 3.1), which
+Tokens of layers of a vision transformer become feature maps of several scales ("reassemble", section 3.1), which
 convolutions fuse from the coarsest to the finest, and a head turns into one number per pixel. The released networks
 were trained as MiDaS (Ranftl et al. 2019, arXiv 1907.01341): they predict inverse depth up to a scale and an offset,
-which is large where something is near.
+which is large where something is near. The hybrid one sees a picture through a ResNet, whose first two stages are
+feature maps as well.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from jaxtyping import Array, Float
 
 from vdm_jax.configuration import Ascending, CountOrZero, Depth, Length, Positive, Size, Width, config
 from vdm_jax.errors import UserError
+from vdm_jax.networks.bit import STRIDE, BiT, BiTNetwork
 from vdm_jax.networks.blocks.feed_forward import ACTIVATIONS, Activation
 from vdm_jax.networks.encoders.clip_layers import CLIPLayer, check_heads
 from vdm_jax.networks.encoders.clip_vision import Patches
@@ -28,7 +30,7 @@ HEAD_WIDTH = 32  # channels of the head before its last layer
 
 @config
 class DPT:
-    """Sizes of a DPT with a plain vision transformer; the defaults are those of DPT-Large."""
+    """Sizes of a DPT; the defaults are those of DPT-Large, whose patches are pixels."""
 
     size: Size = 384  # pixels of a side of the pictures that positions were trained with
     patch: Size = 16  # pixels of a patch's side
@@ -45,6 +47,7 @@ class DPT:
     factors: Annotated[tuple[Positive, ...], Length()] = (4.0, 2.0, 1.0, 0.5)
     widths: Annotated[tuple[Width, ...], Length()] = (256, 512, 1024, 1024)
     fusion: Width = 256  # channels of the fusion
+    backbone: BiT | None = None  # what patches are made of; its first two maps come before those of `taps`
     dtype: str = "float32"  # of the activations
 
     def __post_init__(self):
@@ -56,12 +59,16 @@ class DPT:
         if not len(self.taps) == len(self.factors) == len(self.widths):
             raise UserError(f"DPT.taps={self.taps} with factors={self.factors} and widths={self.widths}; permitted: as "
                             "many of each")
+        if self.backbone is not None and self.patch != STRIDE:
+            raise UserError(f"DPT.patch={self.patch} with a backbone; permitted: {STRIDE}")
         for factor in self.factors:
             if not (factor if factor >= 1 else 1 / factor).is_integer():
                 raise UserError(f"DPT.factors={self.factors}; permitted: 1, 2, 3, ... and 1 over these")
 
 
 DPT_LARGE = DPT()
+DPT_HYBRID = DPT(width=768, layers=12, heads=12, hidden=3072, taps=(8, 11), factors=(1.0, 0.5), widths=(768, 768),
+                 backbone=BiT())
 
 
 class Reassemble(nn.Module):
@@ -166,22 +173,31 @@ class DPTNetwork(nn.Module):
         if any(side % spec.patch for side in images.shape[1:3]) or images.shape[3] != spec.channels:
             raise UserError(f"pictures of shape {images.shape}; permitted: {spec.channels} channels, and sides that "
                             f"are multiples of {spec.patch}")
-        found = [Reassemble(spec, tap, name=f"reassemble_{tap}")(tokens, grid)
-                 for tap, tokens in enumerate(self._tapped(images, grid))]
-        found = [Convolution(spec.fusion, use_bias=False, dtype=dtype, name=f"convert_{tap}")(x)
-                 for tap, x in enumerate(found)]
+        maps, tokens = self._tapped(images, grid)
+        found = maps + [Reassemble(spec, tap, name=f"reassemble_{len(maps) + tap}")(x, grid)
+                        for tap, x in enumerate(tokens)]
+        found = [Convolution(spec.fusion, use_bias=False, dtype=dtype, name=f"convert_{number}")(x)
+                 for number, x in enumerate(found)]
+        count = len(found)
         x = found.pop()
-        for number in range(len(spec.taps)):
+        for number in range(count):
             x = Fusion(dtype, name=f"fuse_{number}")(x, found.pop() if number else None)
         x = doubled(Convolution(spec.fusion // 2, dtype=dtype, name="head_in")(x))
         x = jax.nn.relu(Convolution(HEAD_WIDTH, dtype=dtype, name="head_middle")(x))
         x = jax.nn.relu(Convolution(1, (1, 1, 1), dtype=dtype, name="head_out")(x))
         return x[:, 0, ..., 0].astype(jnp.float32)
 
-    def _tapped(self, images: Float[Array, "B H W C"], grid: tuple[int, int]) -> list[Float[Array, "B L E"]]:
-        """Tokens after each of the layers that are used."""
+    def _tapped(
+        self, images: Float[Array, "B H W C"], grid: tuple[int, int]
+    ) -> tuple[list[Float[Array, "B 1 _ _ _"]], list[Float[Array, "B L E"]]]:
+        """Maps of the backbone, and tokens after each of the layers that are used."""
         spec, dtype, side = self.config, jnp.dtype(self.config.dtype), self.config.size // self.config.patch
-        x = Patches(spec.width, spec.patch, dtype, use_bias=True, name="patches")(images)
+        maps = []
+        if spec.backbone is None:
+            x = Patches(spec.width, spec.patch, dtype, use_bias=True, name="patches")(images)
+        else:
+            *maps, x = BiTNetwork(spec.backbone, dtype, name="backbone")(images[:, None])
+            x = Convolution(spec.width, (1, 1, 1), dtype=dtype, name="project")(x).reshape(len(x), -1, spec.width)
         summary = self.param("summary", nn.initializers.normal(0.02), (1, 1, spec.width)).astype(dtype)
         places = self.param("places", nn.initializers.normal(0.02), (1, side**2 + 1, spec.width)).astype(dtype)
         of_patches = jax.image.resize(places[:, 1:].reshape(1, side, side, -1), (1, *grid, spec.width), "bilinear",
@@ -193,4 +209,4 @@ class DPTNetwork(nn.Module):
             x = CLIPLayer(spec.heads, spec.hidden, spec.activation, spec.epsilon, dtype, name=f"layer_{i}")(x)
             found.append(x)
         nn.LayerNorm(spec.epsilon, dtype=dtype, name="norm")(x)  # in the files; the depth is of tokens before it
-        return [found[i] for i in spec.taps]
+        return maps, [found[i] for i in spec.taps]
