@@ -18,7 +18,9 @@ from vdm_jax.networks.autoencoders.config import Autoencoder
 from vdm_jax.networks.autoencoders.hunyuan import HunyuanAutoencoder
 from vdm_jax.networks.autoencoders.ltx_config import LTXAutoencoder
 from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder
+from vdm_jax.networks.bit import BiT
 from vdm_jax.networks.control_net import ControlNet
+from vdm_jax.networks.dpt import DPT
 from vdm_jax.networks.encoders.clip_text import CLIPText
 from vdm_jax.networks.encoders.clip_vision import CLIPVision
 from vdm_jax.networks.encoders.llama import LlamaText
@@ -52,6 +54,10 @@ SMALL = {
     "text": CLIPText(vocabulary=20, length=8, width=8, layers=2, heads=2, hidden=16, end_token=19),
     "text_projected": CLIPText(vocabulary=20, length=8, width=8, layers=1, heads=2, hidden=16, project=6),
     "vision": CLIPVision(size=8, patch=4, width=8, layers=1, heads=2, hidden=16, project=6),
+    "depth": DPT(size=16, patch=8, width=8, layers=3, heads=2, hidden=16, taps=(0, 2), factors=(2.0, 0.5),
+                 widths=(4, 6), fusion=4),
+    "depth_hybrid": DPT(size=32, width=8, layers=2, heads=2, hidden=16, taps=(1,), factors=(0.5,), widths=(4,),
+                        fusion=4, backbone=BiT(stem=4, widths=(32, 32, 32), blocks=(1, 2, 1), groups=2)),
     "llama": LlamaText(vocabulary=20, width=8, layers=3, heads=2, key_heads=1, head_dim=4, hidden=16),
     "t5": T5Encoder(vocabulary=20, width=8, layers=2, heads=2, head_dim=6, hidden=16),
     "t5_without_gate": T5Encoder(vocabulary=20, width=8, layers=1, heads=2, hidden=16, gated=False, activation="relu"),

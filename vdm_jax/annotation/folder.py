@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from vdm_jax.annotation.canny import Canny
 from vdm_jax.annotation.depth import Depth
@@ -93,10 +94,15 @@ def _check_names(names: list[str]) -> None:
 def _record(out: Path, record: ControlRecord) -> None:
     """Keeps how the maps of a folder are made. Raises `UserError` where those there were made otherwise."""
     known = read_record(out)
-    if known == record:
+    if known is not None and (known.kind, _given(known.settings)) == (record.kind, _given(record.settings)):
         return
     if any(out.rglob("*.mp4")):
         made = "videos that are no maps" if known is None else f"maps of kind {known.kind!r} with {known.settings}"
         raise UserError(f"--out={out} has {made}; permitted: kind and settings of before, or another folder")
     with atomic_path(out / RECORD) as temporary:
         temporary.write_text(json.dumps(dataclasses.asdict(record)) + "\n")
+
+
+def _given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings without those that are None: a record of before does not have each one."""
+    return {name: value for name, value in settings.items() if value is not None}

@@ -27,13 +27,15 @@ class Annotate:
     Maps are videos without loss, of the same names, sizes and frames. Files that are there are left as they are: an
     interrupted run goes on where it stopped. Keypoints, depth and drawn strokes come from files, in --keypoints,
     --depth and --strokes, a folder with a file or folder of each video's name: JSON of OpenPose or COCO; .npy or .png
-    of 16 bits; JSON of strokes. Optical flow and strokes are pictures of displacements: red to the right, green down,
-    128 for none, blue 255 where there is one.
+    of 16 bits; JSON of strokes. Depth also comes from a released network, in --model: near is white, without --invert.
+    Optical flow and strokes are pictures of displacements: red to the right, green down, 128 for none, blue 255 where
+    there is one.
 
     Examples:
       vdm-jax annotate videos --kind canny
       vdm-jax annotate videos --kind pose --keypoints openpose_json
       vdm-jax annotate videos --kind depth --depth depth_anything --out data/depth
+      vdm-jax annotate videos --kind depth --model dpt-large
       vdm-jax annotate dance.mp4 --kind hed
     """
 
@@ -44,7 +46,8 @@ class Annotate:
     high: NonNegative = 200.0  # canny: and begins above this one
     keypoints: Path | None = None  # pose: folder of keypoints
     confidence: Share = 0.1  # pose: points below it are not drawn
-    depth: Path | None = None  # depth: folder of depth
+    depth: Path | None = None  # depth: folder of depth made by another program
+    model: Path | None = None  # depth: folder of a network, as transformers saves DPTForDepthEstimation
     range: Literal["video", "frame"] = "video"  # depth: of what the extremes are black and white
     invert: bool = False  # depth: the values grow with the distance
     stride: Size = 1  # flow: frames from one to the other; the frame_stride of the clips
@@ -68,13 +71,13 @@ def main(arguments: Sequence[str]) -> int:
     others = [field.name for field in dataclasses.fields(options) if field.name not in {*own, "videos", "kind", "out"}]
     refuse_unused(options, others, f"with --kind {options.kind}", "the options of that kind")
     values = {name: getattr(options, name) for name in own}
-    for name in {"keypoints", "depth", "strokes"} & own:
+    for name in {"keypoints", "depth", "model", "strokes"} & own:
         folder = values[name]
-        if folder is None and name != "strokes":
+        if folder is None and name == "keypoints":
             raise UserError(f"--{name} is missing; permitted: a folder, with --kind {options.kind}")
         if folder is not None and not folder.is_dir():
-            raise UserError(f"--{name}={folder} is not a folder; permitted: a folder with a file or folder of each "
-                            "video's name")
+            holding = "a model's folder" if name == "model" else "a folder with a file or folder of each video's name"
+            raise UserError(f"--{name}={folder} is not a folder; permitted: {holding}")
         values[name] = None if folder is None else str(folder)
     videos = options.videos.absolute()
     out = options.out or options.videos.with_name(f"{videos.stem if videos.is_file() else videos.name}-{options.kind}")

@@ -22,6 +22,7 @@ from vdm_jax.networks.autoencoders.ltx import LTXAutoencoderKL
 from vdm_jax.networks.autoencoders.ltx_config import LTXAutoencoder
 from vdm_jax.networks.autoencoders.piecewise import PiecewiseAutoencoder, PiecewiseAutoencoderKL
 from vdm_jax.networks.control_net import ControlNet, ControlNetNetwork
+from vdm_jax.networks.dpt import DPT, DPTNetwork
 from vdm_jax.networks.encoders.clip_text import CLIPText, CLIPTextEncoder
 from vdm_jax.networks.encoders.clip_vision import CLIPVision, CLIPVisionEncoder
 from vdm_jax.networks.encoders.llama import LlamaText, LlamaTextEncoder
@@ -36,7 +37,7 @@ from vdm_jax.networks.transformer.config import VideoTransformer
 from vdm_jax.networks.transformer.network import VideoTransformerModule
 from vdm_jax.weights import causal_autoencoders as causal
 from vdm_jax.weights import cogvideox_fields as cogvideox
-from vdm_jax.weights import hunyuan_autoencoders, llama_fields, tensor_names
+from vdm_jax.weights import dpt_fields, hunyuan_autoencoders, llama_fields, tensor_names
 from vdm_jax.weights import hunyuan_fields as hunyuan
 from vdm_jax.weights import ltx_autoencoders as ltx
 from vdm_jax.weights import ltx_transformer_fields as ltx_transformer
@@ -49,7 +50,7 @@ from vdm_jax.weights.image_prompt_names import adapter_names
 from vdm_jax.weights.safetensors import flatten
 from vdm_jax.weights.tensor_files import Tensor
 
-Config = (Autoencoder | CausalAutoencoder | CLIPText | CLIPVision | ControlNet | HunyuanAutoencoder
+Config = (Autoencoder | CausalAutoencoder | CLIPText | CLIPVision | ControlNet | DPT | HunyuanAutoencoder
           | ImagePromptAdapter | LatentUNet | LlamaText | LTXAutoencoder | MotionAdapter | PiecewiseAutoencoder
           | SparseControlNet | T2IAdapter | T5Encoder | VideoTransformer)
 
@@ -70,7 +71,7 @@ class Kind:
 def module(config: Config) -> nn.Module:
     """The network of a config."""
     networks = {Autoencoder: AutoencoderKL, CausalAutoencoder: CausalAutoencoderKL, CLIPText: CLIPTextEncoder,
-                CLIPVision: CLIPVisionEncoder, ControlNet: ControlNetNetwork,
+                CLIPVision: CLIPVisionEncoder, ControlNet: ControlNetNetwork, DPT: DPTNetwork,
                 HunyuanAutoencoder: HunyuanAutoencoderKL, ImagePromptAdapter: ImagePromptAdapterNetwork,
                 LatentUNet: LatentUNetNetwork, LlamaText: LlamaTextEncoder,
                 LTXAutoencoder: LTXAutoencoderKL, MotionAdapter: MotionAdapterNetwork,
@@ -123,6 +124,8 @@ def names(config: Config) -> tensor_names.Names:
         return tensor_names.CLIP_TEXT
     if isinstance(config, CLIPVision):
         return tensor_names.CLIP_VISION
+    if isinstance(config, DPT):
+        return dpt_fields.NAMES
     raise unknown_kind("a model", config, Config)
 
 
@@ -147,7 +150,7 @@ def shapes(config: Config) -> dict[str, jax.ShapeDtypeStruct]:
         example = (jnp.zeros((1, config.time_factor, config.factor, config.factor, config.channels)),)
     elif isinstance(config, CausalAutoencoder | HunyuanAutoencoder | LTXAutoencoder | PiecewiseAutoencoder):
         example = (jnp.zeros((1, 1, config.factor, config.factor, config.channels)),)
-    elif isinstance(config, CLIPVision):
+    elif isinstance(config, CLIPVision | DPT):
         example = (jnp.zeros((1, config.size, config.size, config.channels)),)
     elif isinstance(config, LatentUNet):
         example, more = _example(config)
@@ -339,6 +342,7 @@ KINDS = (
          lambda c: not c.project),
     Kind("CLIPVisionModelWithProjection", CLIPVision, _TRANSFORMERS, lambda f: _read_vision(f, True), _write_vision,
          lambda c: bool(c.project)),
+    Kind("DPTForDepthEstimation", DPT, _TRANSFORMERS, dpt_fields.read_dpt, dpt_fields.write_dpt),
     Kind("WanTransformer3DModel", VideoTransformer, _DIFFUSERS, transformer.read_wan, transformer.write_wan,
          transformer.is_wan),
     Kind("CogVideoXTransformer3DModel", VideoTransformer, _DIFFUSERS, cogvideox.read_cogvideox,

@@ -17,7 +17,7 @@ from vdm_jax.configuration import Depth, Positive, Size, Width, WidthOrZero, con
 from vdm_jax.errors import UserError
 from vdm_jax.networks.blocks.feed_forward import Activation
 from vdm_jax.networks.encoders.clip_layers import CLIPLayer, check_heads
-from vdm_jax.networks.layers import Dense, fan_in, space_to_depth
+from vdm_jax.networks.layers import Dense, fan_in, space_to_depth, zeros
 
 # Mean and standard deviation of red, green and blue, of pixels in [0, 1], that the released models were trained with.
 PIXEL_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)
@@ -64,13 +64,15 @@ class Patches(nn.Module):
     features: int
     patch: Size  # pixels of a side
     dtype: jnp.dtype
+    use_bias: bool = False
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W C"]) -> Float[Array, "B L O"]:
         shape = (1, self.patch, self.patch, images.shape[-1], self.features)
         kernel = self.param("kernel", fan_in, shape).reshape(-1, self.features)
         patches = space_to_depth(images[:, None], self.patch)  # [B, 1, H', W', patch * patch * C]
-        return patches.reshape(len(images), -1, len(kernel)).astype(self.dtype) @ kernel.astype(self.dtype)
+        y = patches.reshape(len(images), -1, len(kernel)).astype(self.dtype) @ kernel.astype(self.dtype)
+        return y + self.param("bias", zeros, (self.features,)).astype(self.dtype) if self.use_bias else y
 
 
 class CLIPVisionEncoder(nn.Module):
