@@ -57,7 +57,7 @@ RECORD = FOLDER / "results" / "image_methods.json"
 ANEW = "each frame anew, by its edges"
 SIDE = 64  # pixels of what is measured
 STEPS = 20  # of the sampler
-SMOOTH = (8, 7)  # of these, counted from the end: as many per cent as the published (20, 19) of 50
+SMOOTH = (8, 7)  # of these, counted from the end; published: (20, 19) of 50
 METHODS: dict[str, Any] = {
     "sdedit 0.7": SDEdit(strength=0.7),
     "ddim": DDIMInversion(),
@@ -106,7 +106,8 @@ def rows(options: Run, generator: Generator) -> Iterator[dict[str, Any]]:
     source, target = [clip.caption for clip in clips], edited_captions(clips, "colour", options.seed)
     scorer = DigitScorer(dataclasses.replace(data, size=SIDE))
     for method in options.methods:
-        named = {"edit": "colour", "method": method, "clips": options.clips, "model": "image_digits"}
+        named = {"edit": "colour", "method": method, "clips": options.clips, "model": options.run.name,
+                 "seed": options.seed}
         if any(named.items() <= row.items() for row in there):
             continue
         jax.clear_caches()

@@ -26,6 +26,7 @@ from vdm_jax.diffusion.process import Process
 from vdm_jax.diffusion.samplers import DDIM
 from vdm_jax.digits.clips import DIGIT_WORDS, PHRASES, caption_words
 from vdm_jax.digits.drawing import COLOURS
+from vdm_jax.errors import UserError
 from vdm_jax.generation.generator import Generator
 from vdm_jax.networks.config import EmbeddedText
 from vdm_jax.networks.control_net import control_net_of
@@ -84,6 +85,9 @@ def trained_model(run: Path, *, quiet: bool = False, **changes: Any) -> Generato
     read = TextEmbeddings(words)
 
     def encoder(texts: Sequence[str], negative: Any, masked_video: Any) -> dict[str, np.ndarray]:
+        if negative is not None:
+            raise UserError(f"negative={negative!r}; permitted: None, since the model's null caption is no words",
+                            "image_model.negative")
         embeddings, mask = read.batch(texts, LENGTH)
         return {"embeddings": embeddings, "text_mask": mask}
 

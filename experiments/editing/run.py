@@ -47,7 +47,7 @@ from vdm_jax.video.writing import atomic_path
 
 FOLDER = Path(__file__).parent
 EditKind = Literal["colour", "digit", "both"]
-NAMED_BY = ("edit", "method", "clips", "model")  # what a row is of
+NAMED_BY = ("edit", "method", "clips", "model", "seed")  # what a row is of
 PEAK = "peak_memory_mib"
 FOREGROUND = 60  # value of the brightest channel from which a pixel is of a digit
 NO_EDIT, ANEW = "no edit", "generated anew"
@@ -179,7 +179,8 @@ def rows(options: Run) -> Iterator[dict[str, Any]]:
     for kind in options.edits:
         target = edited_captions(clips, kind, options.seed)
         for method in options.methods:
-            named = {"edit": kind, "method": method, "clips": options.clips, "model": options.model}
+            named = {"edit": kind, "method": method, "clips": options.clips, "model": options.model,
+                     "seed": options.seed}
             if any(named.items() <= row.items() and PEAK in row for row in there):
                 continue
             jax.clear_caches()

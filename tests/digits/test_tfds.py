@@ -28,6 +28,7 @@ def test_prepared_clips_equal_generated_ones(data_dir, split):
     generated = CaptionedDigitsSource(SPEC, split)
     prepared = captioned_digits_tfds.PreparedDigitsSource(SPEC, data_dir, split)
     assert len(prepared) == len(generated) == len(list(prepared))
+    assert list(prepared.captions()) == [clip["caption"] for clip in prepared]
     for index in range(len(generated)):
         clip, expected = prepared[index], generated[index]
         np.testing.assert_array_equal(clip["video"], expected["video"], strict=True)

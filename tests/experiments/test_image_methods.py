@@ -11,6 +11,7 @@ from experiments.editing import image_methods, image_model, run
 from tests.refusals import refused
 from vdm_jax.data.controlled_digits import ControlledDigits
 from vdm_jax.digits.clips import DIGIT_WORDS, DigitClips, parse_caption
+from vdm_jax.generation.editing.one_stage import edit_sampling
 
 DATA = ControlledDigits(size=32, frames=4, objects=(1, 1), train_clips=16, validation_clips=8, test_clips=8)
 UNET = dataclasses.replace(image_model.UNET, widths=(8, 8), attention=(False, True), heads=(2, 2),
@@ -39,7 +40,16 @@ def test_the_model_makes_clips_of_its_data_by_their_edges(trained):
     assert videos[0].shape == (1, 4, 32, 32, 3) and (videos[0] != videos[1]).any()
 
 
-def test_every_method_is_measured_once(trained, tmp_path):
+@pytest.mark.parametrize("method", image_methods.METHODS)
+def test_every_method_can_edit_by_the_model(trained, method):
+    _, generator = trained
+    spec, stage = image_methods.METHODS[method], generator.experiment.stages[0]
+    sampling = dataclasses.replace(stage.sampling, steps=image_methods.STEPS)
+    assert edit_sampling(spec.stage(stage), sampling, spec, 0.0).target.steps == image_methods.STEPS
+    assert len(spec.pauses(image_methods.STEPS)) == 2 * ("controlvideo" in method and "not smoothed" not in method)
+
+
+def test_a_method_is_measured_once(trained, tmp_path):
     folder, _ = trained
     methods = (run.NO_EDIT, image_methods.ANEW, "text2video_zero")
     options = image_methods.Run(run=folder, clips=2, methods=methods, quiet=True, out=tmp_path / "rows.json")
@@ -51,3 +61,5 @@ def test_every_method_is_measured_once(trained, tmp_path):
     assert run.read(options.out) == rows
     with refused("image_methods.methods", "methods='magic'", "no edit, each frame anew"):
         image_methods.main(dataclasses.replace(options, methods=("magic",)), unet=UNET, data=DATA, steps=2)
+    with refused("image_model.negative", "negative=('a dog',)"):
+        trained[1]("a red 3 bouncing", negative="a dog", control=np.zeros((1, 4, 32, 32, 3), np.uint8))

@@ -275,7 +275,8 @@ def _rate(path: Path) -> float:
 
 
 def check(options: Edit) -> None:
-    """Refuse bad options before anything is loaded. Raises `UserError`."""
+    """Refuse bad options, and at last files that the method cannot read, before a model is loaded. Raises
+    `UserError`."""
     from vdm_jax.generation.editing.methods import EDIT_METHODS
     from vdm_jax.generation.overrides import one_guidance
 
@@ -294,13 +295,14 @@ def check(options: Edit) -> None:
                         "--source-prompt TEXT")
     if EDIT_METHODS[options.method].by_key_frames:
         _check_key_frames(options)
-    EDIT_METHODS[options.method](**_fields(options)).check_files()  # refuses values and files of its own
+    method = EDIT_METHODS[options.method](**_fields(options))  # refuses values of its own
     if options.control is not None and options.control not in MADE and not Path(options.control).is_file():
         raise UserError(f"--control={options.control} is no file; permitted: {', '.join(MADE)}, or a video of maps")
     one_guidance(options.guidance, options.guidance_scale, guides(options.guide))
     weighted_files("--lora", options.lora)
     check_outputs((options.out,))
     _check_sources(options)
+    method.check_files()
 
 
 def _check_key_frames(options: Edit) -> None:

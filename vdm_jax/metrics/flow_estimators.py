@@ -1,4 +1,4 @@
-"""What finds optical flow: OpenCV's DIS, or GMFlow with its weights from a file; and what each finds again.
+"""What finds optical flow: OpenCV's DIS, or GMFlow with its weights from a file; and where each counts a pixel as seen.
 
 The authors of Rerender-A-Video (Yang et al. 2023, arXiv 2306.07954) use GMFlow, and their own bound of what it finds
 again.
@@ -23,6 +23,8 @@ from vdm_jax.metrics.flow import LEAST_SIDE, flow, visible
 from vdm_jax.weights.tensor_files import open_file
 
 ALPHA, BETA = 0.01, 0.5  # of the authors' bound, the second in pixels
+MAX_BYTES = 2**27  # of a file of PyTorch, which is read as a whole; all of its tensors have a seventh of this
+PERMITTED = "GMFlow's weights of one scale, .pth or .safetensors"
 _INSIDE = "model."  # what the names of a checkpoint begin with
 
 
@@ -54,7 +56,12 @@ class GMFlow:
 
     def __init__(self, path: str | Path):
         path = Path(path)
-        self.params = _parameters(path, path.stat().st_mtime_ns if path.is_file() else 0)  # read anew if it changes
+        try:
+            stat = path.stat() if path.is_file() else None
+            self.params = _parameters(path, stat and (stat.st_size, stat.st_mtime_ns))  # read anew if it changes
+        except OSError as error:
+            raise UserError(f"{path} was not read: {error}; permitted: {PERMITTED}",
+                            "flow_estimators.read_weights") from error
 
     def flow(
         self, one: UInt8[np.ndarray, "H W 3"], other: UInt8[np.ndarray, "H W 3"]
@@ -108,14 +115,15 @@ def read_weights(path: Path) -> dict[str, Any]:
     names begin with 'model.', as a checkpoint's, others are left out. Raises `UserError` naming the file for another
     or a damaged one, and for one that lacks a tensor, has another one, or has one of another shape."""
     if not path.is_file():
-        raise UserError(f"{path}: no such file; permitted: GMFlow's weights of one scale, .pth or .safetensors")
+        raise UserError(f"{path}: no such file; permitted: {PERMITTED}")
     if path.suffix == ".safetensors":
         arrays = {name: tensor.read() for name, tensor in open_file(path).items()}
     elif path.suffix in (".pth", ".pt"):
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise UserError(f"{path} has {size} bytes; permitted: {PERMITTED}, of at most {MAX_BYTES}")
         arrays = read_torch(path.read_bytes(), str(path))
     else:
-        raise UserError(f"{path} is a {path.suffix or 'nameless'} file; permitted: GMFlow's weights of one scale, .pth "
-                        "or .safetensors")
+        raise UserError(f"{path} is a {path.suffix or 'nameless'} file; permitted: {PERMITTED}")
     if any(name.startswith(_INSIDE) for name in arrays):
         arrays = {name.removeprefix(_INSIDE): array for name, array in arrays.items() if name.startswith(_INSIDE)}
     try:
@@ -125,5 +133,5 @@ def read_weights(path: Path) -> dict[str, Any]:
 
 
 @functools.lru_cache(maxsize=2)
-def _parameters(path: Path, changed: int) -> Mapping[str, Any]:
+def _parameters(path: Path, changed: tuple[int, int] | None) -> Mapping[str, Any]:
     return jax.tree.map(jnp.asarray, read_weights(path))

@@ -2,9 +2,9 @@
 that ControlVideo uses.
 
 Three blocks refine the optical flow from the middle to both frames and a mask of fusion, at a fourth, a half and all of
-the resolution. The frames, warped along the flow, are averaged with the mask as weight; nothing is added to them, as
-the paper's RefineNet does. Modules have the names of the released tensors. Arithmetic is float32 at the highest
-precision of the device.
+the resolution. The frames, warped along the flow, are averaged with the mask as weight. The paper's RefineNet, which
+adds a residual, is not part of this version. Modules have the names of the released tensors. Arithmetic is float32 at
+the highest precision of the device.
 """
 
 from __future__ import annotations

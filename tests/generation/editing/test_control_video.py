@@ -208,6 +208,13 @@ def test_every_other_frame_is_halfway_between_its_neighbours():
     assert four == [[1], [0, 2]]  # the last of an even number of frames stays
 
 
+def test_copies_that_fill_a_batch_up_are_not_smoothed_again():
+    videos, asked = np.zeros((3, 5, 8, 8, 3), np.float32), []
+    videos[1:, 2] = 1
+    found = smoothed(videos, 0, lambda ones, others: asked.append(len(ones)) or (ones + others) / 2)
+    assert asked == [2, 2] and (found[1] == found[2]).all() and (found[:, 1] == [[[[0]]], [[[0.5]]], [[[0.5]]]]).all()
+
+
 def test_a_still_video_stays(generator):
     video = np.repeat(to_float(clip(1, 32)), 4, axis=1)
     np.testing.assert_allclose(smoothed(video, 0), video, atol=1e-6)

@@ -110,6 +110,7 @@ def test_a_changed_file_is_read_again(tmp_path):
     ({"block0.conv0.0.0.weight": np.zeros((45, 7, 3, 3), np.float32)},
      "block0.conv0.0.0.weight (float32 [45, 7, 3, 3] instead of [45, 11, 3, 3])"),
     ({"block2.conv2.2.bias": np.zeros(1, np.int32)}, "block2.conv2.2.bias (int32 [1] instead of [1])"),
+    ({"block2.conv2.2.bias": np.full(1, np.nan, np.float32)}, "block2.conv2.2.bias (NaN or infinite)"),
     ({"encode.cnn0.weight": np.zeros((32, 3, 3, 3), np.float32)}, "encode.cnn0.weight (not known)")])
 def test_other_tensors_are_refused(change, said, tmp_path):
     """Those of later versions of the network among them."""

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.refusals import refused
+from vdm_jax.generation.editing.parts import each_row
 from vdm_jax.generation.editing.rerender import Rerender
 from vdm_jax.generation.editing.rerender_fusion import (
     Motion,
@@ -195,3 +196,10 @@ def test_self_attention_sees_other_tokens_in_place_of_its_own():
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     y = np.einsum("bhqk,bkhd->bqhd", shares, v).reshape(2, 12, 8) @ weights["out"] + params["up_0_0"]["out"]["bias"]
     np.testing.assert_allclose(seen.reshape(2, 12, 8), y, atol=1e-5)
+
+
+def test_a_row_that_equals_the_one_before_is_not_computed_again():
+    asked, rows = [], np.array([[1.0], [2.0], [2.0], [1.0]])
+    others = np.array([[0.0], [0.0], [0.0], [5.0]])
+    assert each_row(lambda *row: asked.append(row) or float(sum(row)[0]), rows, others) == [1, 2, 2, 6]
+    assert len(asked) == 3

@@ -85,13 +85,13 @@ def _parameters(path: Path, size: int, changed: int) -> dict[str, Any]:
 
 
 def from_released(tensors: Mapping[str, Tensor], where: str, width: int = WIDTH) -> dict[str, Any]:
-    """Parameters of `IFNet` from tensors by their released names, with or without `module.` before all of them; those
-    that only training has (`TRAINING_ONLY`) may be there.
+    """Parameters of `IFNet` from tensors by their released names, or by these with `module.` before them, where others
+    are left out as the authors do; those that only training has (`TRAINING_ONLY`) may be there.
 
-    Raises `UserError` listing tensors that are missing, not known, or of another shape or type.
+    Raises `UserError` listing tensors that are missing, not known, not finite, or of another shape or type.
     """
-    prefix = PREFIX if tensors and all(name.startswith(PREFIX) for name in tensors) else ""
-    left = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    prefix = PREFIX if any(name.startswith(PREFIX) for name in tensors) else ""
+    left = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     left = {name: tensor for name, tensor in left.items() if not name.startswith(TRAINING_ONLY)}
     wrong, found = [], {}
     for ours, shape in expected(width).items():
@@ -103,6 +103,8 @@ def from_released(tensors: Mapping[str, Tensor], where: str, width: int = WIDTH)
             wrong.append(f"{name} ({there} instead of {list(theirs)})")
         elif not wrong:
             array = np.asarray(tensor.read(), np.float32)
+            if not np.isfinite(array).all():
+                wrong.append(f"{name} (NaN or infinite)")
             found[ours] = array.transpose(_turned(range(array.ndim), (2, 3, 1, 0)))
     wrong += [f"{name} (not known)" for name in left]
     if wrong:
@@ -127,6 +129,6 @@ def their_name(path: tuple[str, ...]) -> str:
 
 def _turned(values: Any, order: tuple[int, ...]) -> tuple[int, ...]:
     """Axes of a kernel in another order: theirs are output, input, height, width (input first, where transposed), ours
-    height, width, then input and output. Those of a vector stay."""
+    height, width, and the two axes of channels exchanged. Those of a vector stay."""
     values = tuple(values)
     return tuple(values[axis] for axis in order) if len(values) == len(order) else values

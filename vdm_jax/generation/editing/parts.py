@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 from jaxtyping import Array, Key
 
 from vdm_jax.diffusion.arrays import Denoiser, Video, noise_from_keys
@@ -62,6 +63,17 @@ class EditParts(NamedTuple):
         """The same with the given video's caption as the new one, to see what the way costs."""
         nulls = None if self.nulls is None else self.nulls._replace(target=self.nulls.source)
         return self._replace(target=self.source, nulls=nulls, pair=None, words=None)
+
+
+def each_row(function: Callable[..., Any], *columns: Sequence[np.ndarray]) -> list[Any]:
+    """A function of every row of some columns. A row that equals the one before, as copies do that fill a batch up to
+    the number of devices, has its result."""
+    done, before = [], ()
+    for row in zip(*columns, strict=True):
+        same = bool(done) and all(map(np.array_equal, row, before))
+        done.append(done[-1] if same else function(*row))
+        before = row
+    return done
 
 
 class EditsStage:

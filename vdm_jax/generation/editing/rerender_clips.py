@@ -13,9 +13,9 @@ from jaxtyping import Float, Key
 
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.one_stage import Edits, EditSampling
+from vdm_jax.generation.editing.parts import each_row
 from vdm_jax.generation.editing.propagation import between
 from vdm_jax.generation.editing.rerender import Rerender
-from vdm_jax.generation.editing.rerender_fusion import each_row
 from vdm_jax.generation.editing.rerender_keys import Carry, KeyFrame, KeyFrames, Trajectory
 from vdm_jax.stages.stage import Stage
 from vdm_jax.video.arrays import to_float, to_uint8

@@ -9,7 +9,7 @@ standard deviation of each channel from the first key frame (AdaIN: Huang & Belo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -32,17 +32,6 @@ class Motion(NamedTuple):
 
     along: Float[np.ndarray, "H W 2"]  # displacement (x, y) of each pixel, pixels
     hidden: Bool[np.ndarray, "H W"]  # pixels that are not found again on the way back
-
-
-def each_row(function: Callable[..., Any], *columns: Sequence[np.ndarray]) -> list[Any]:
-    """A function of every row of some columns. A row that equals the one before, as copies do that fill a batch up to
-    the number of devices, has its result."""
-    done, before = [], ()
-    for row in zip(*columns, strict=True):
-        same = bool(done) and all(map(np.array_equal, row, before))
-        done.append(done[-1] if same else function(*row))
-        before = row
-    return done
 
 
 def motion_to(

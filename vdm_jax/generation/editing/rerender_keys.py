@@ -23,11 +23,10 @@ from vdm_jax.diffusion.arrays import Denoiser, Video, noise_from_keys
 from vdm_jax.diffusion.steps import Step
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.one_stage import EditSampling, edit_parts, encoded_video
-from vdm_jax.generation.editing.parts import EditParts
+from vdm_jax.generation.editing.parts import EditParts, each_row
 from vdm_jax.generation.editing.rerender_fusion import (
     blended,
     coloured,
-    each_row,
     faithful,
     latent_places,
     motion_to,
@@ -138,8 +137,10 @@ class KeyFrames:
     def _held(self, video: np.ndarray, others: Carry, state: State) -> tuple[Others, list[Any]]:
         """What a key frame is held to without pixels, and how each video's frame is found in the others."""
         flows = self.method.flows()
+        several = others[: 1 if others.first is others.previous else 2]
         motions = each_row(lambda frame, *sources: tuple(motion_to(frame, source, flows) for source in sources),
-                           video, *(other.source for other in others))
+                           video, *(other.source for other in several))
+        motions = [(motion[0], motion[-1]) for motion in motions]
         place, factor = int(self.method.shape_from == "previous"), self._factor(video)
         chosen = [motion[place] for motion in motions]
         places = np.stack([latent_places(motion.along, factor) for motion in chosen])

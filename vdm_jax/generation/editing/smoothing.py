@@ -12,6 +12,7 @@ from jaxtyping import Float, UInt8
 
 from vdm_jax.errors import UserError
 from vdm_jax.generation.editing.interpolation import AT_A_TIME, Between
+from vdm_jax.generation.editing.parts import each_row
 from vdm_jax.metrics.flow import LEAST_SIDE, flow, visible, warped
 from vdm_jax.video.arrays import check_finite, to_uint8
 
@@ -52,11 +53,16 @@ def smoothed(
     check_finite(videos, "the videos to smooth")
     result, last = np.array(videos, np.float32), videos.shape[1] - 1
     middles = np.arange(0, last + 1, 2) if step % 2 else np.arange(1, last, 2)
-    for video in range(len(videos)):
+
+    def halfway_frames(video: Float[np.ndarray, "T H W 3"]) -> Float[np.ndarray, "N H W 3"]:
+        done = []
         for first in range(0, len(middles), AT_A_TIME):
             some = middles[first : first + AT_A_TIME]
-            before, after = np.maximum(some - 1, 0), np.minimum(some + 1, last)
-            result[video, some] = between(videos[video, before], videos[video, after])
+            done.append(between(video[np.maximum(some - 1, 0)], video[np.minimum(some + 1, last)]))
+        return np.concatenate(done)
+
+    if len(middles):
+        result[:, middles] = np.stack(each_row(halfway_frames, videos))
     return result
 
 

@@ -1,5 +1,5 @@
 """Arrays from PyTorch's files without PyTorch: pickles, of which only what describes tensors is understood. The weights
-of the two Inception networks and of RIFE's are published in no other form.
+of the two Inception networks, of RIFE and of GMFlow are published in no other form.
 
 A file is a zip archive (`data.pkl` next to a file per storage) or, as PyTorch wrote before version 1.6, a row of
 pickles followed by the storages.
