@@ -64,13 +64,14 @@ def table(record: dict[str, Any]) -> str:
     steps = " + ".join(str(count) for count in record["train_steps"] if count)
     low, high = (score["interval"][side] for side in ("low", "high"))
     lines = ["| model | bits per dimension |", "|---|---:|",
-             f"| `mnist_pictures`, {steps} steps of {record['batch']} | {score['value']:.2f} ({low:.2f} to {high:.2f}) |"]
+             f"| `mnist_pictures`, {steps} steps of {record['batch']} "
+             f"| {score['value']:.2f} ({low:.2f} to {high:.2f}) |"]
     lines += [f"| {name}, published | {bits:.2f} |" for name, bits in PUBLISHED.items()]
     said = score["conditions"]
     return "\n".join([*lines, "", f"Ours: the first {said['clips']} test pictures (95 % interval over pictures), "
                       f"{said['density']}, {said['solver']}'s method of {said['steps']} steps, "
-                      f"{said['dequantisation']} dequantisation, one training. {record['machine']['kind']}; jax {record['versions']['jax']}; "
-                      f"{record['date']}."])
+                      f"{said['dequantisation']} dequantisation, one training. {record['machine']['kind']}; "
+                      f"jax {record['versions']['jax']}; {record['date']}."])
 
 
 def main(options: Run, page: Path = FOLDER / "README.md") -> None:
