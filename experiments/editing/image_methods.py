@@ -11,15 +11,12 @@ interrupted run goes on. Captions, measures and their columns are those of `run.
 from __future__ import annotations
 
 import dataclasses
-import gc
 import json
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import tyro
 from jaxtyping import UInt8
@@ -29,16 +26,16 @@ from experiments.editing import image_model
 from experiments.editing.run import (
     FOLDER,
     NO_EDIT,
-    PEAK,
     clips_of,
     describe_machine,
     edited_captions,
+    forget_functions,
     measured,
     read,
+    with_cost,
     with_row,
 )
 from experiments.exit_codes import exit_code
-from vdm_jax.benchmark.machine import forget_peak, peak_resident_bytes
 from vdm_jax.configuration import Count, Seed
 from vdm_jax.digits.controls import draw_control
 from vdm_jax.digits.scorer import DigitScorer
@@ -110,13 +107,9 @@ def rows(options: Run, generator: Generator) -> Iterator[dict[str, Any]]:
                  "seed": options.seed}
         if any(named.items() <= row.items() for row in there):
             continue
-        jax.clear_caches()
-        gc.collect()  # so that memory is not that of the methods before
+        forget_functions()
         fresh = Generator(generator.experiment, generator.params, encoder=generator.encoder)
-        watched, began = forget_peak(), time.process_time()
-        made = made_by(fresh, method, videos, maps, source, target, options.seed)
-        used = {"cpu_seconds_per_clip": (time.process_time() - began) / options.clips,
-                PEAK: round(peak_resident_bytes() / 2**20) if watched else None}
+        made, used = with_cost(made_by, fresh, method, videos, maps, source, target, options.seed)
         yield named | measured(scorer, enlarged(made, SIDE), enlarged(videos, SIDE), target) | used | describe_machine()
 
 

@@ -20,7 +20,7 @@ import gc
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -183,13 +183,24 @@ def rows(options: Run) -> Iterator[dict[str, Any]]:
                      "seed": options.seed}
             if any(named.items() <= row.items() and PEAK in row for row in there):
                 continue
-            jax.clear_caches()
-            gc.collect()  # so that memory is not that of the methods before
-            generator, watched, began = load(options.model), forget_peak(), time.process_time()
-            made = made_by(generator, method, videos, source, target, options)
-            used = {"cpu_seconds_per_clip": (time.process_time() - began) / options.clips,
-                    PEAK: round(peak_resident_bytes() / 2**20) if watched else None}
+            forget_functions()
+            generator = load(options.model)
+            made, used = with_cost(made_by, generator, method, videos, source, target, options)
             yield named | measured(scorer, made, videos, target) | used | describe_machine()
+
+
+def forget_functions() -> None:
+    """Free compiled functions and what is no longer used, so that memory is not that of the methods before."""
+    jax.clear_caches()
+    gc.collect()
+
+
+def with_cost(make: Callable[..., Any], *arguments: Any) -> tuple[UInt8[np.ndarray, "N T H W 3"], dict[str, Any]]:
+    """The clips that a function makes, and what they took: processor seconds over their number, and peak memory."""
+    watched, began = forget_peak(), time.process_time()
+    made = make(*arguments)
+    return made, {"cpu_seconds_per_clip": (time.process_time() - began) / len(made),
+                  PEAK: round(peak_resident_bytes() / 2**20) if watched else None}
 
 
 def describe_machine() -> dict[str, Any]:

@@ -28,17 +28,11 @@ from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.writing import write_video
 from vdm_jax.weights import model_kinds, pretrained
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 FRAMES, HEIGHT, WIDTH = 6, 40, 48
 SPEC = DPT(size=16, patch=8, width=8, layers=3, heads=2, hidden=16, taps=(0, 2), factors=(2.0, 0.5), widths=(4, 6),
            fusion=4)
 SEEN = Preprocessing(height=32, width=32, keep_aspect_ratio=True, multiple=8)
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set by tests/conftest.py")
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from vdm_jax.video.reading import VideoReader
 from vdm_jax.video.strokes import decoded
 from vdm_jax.video.writing import write_png, write_video
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 FRAMES, HEIGHT, WIDTH = 6, 40, 48
 
 
@@ -30,13 +31,6 @@ def square(frames=FRAMES, step=2):
     for frame in range(frames):
         video[frame, 12:28, 6 + step * frame : 22 + step * frame] = texture
     return video
-
-
-@pytest.fixture(autouse=True)
-def elsewhere(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "set by tests/conftest.py")
-    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
