@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.refusals import refused
 from vdm_jax.commands.configs import STATUS, config_names, load_config, read_header
 from vdm_jax.data.array_record import PreparedClips
 from vdm_jax.data.embeddings import WithEmbeddings
@@ -36,7 +37,7 @@ def test_only_a_config_that_says_so_was_trained(tmp_path):
         path.write_text(f'"""A title.\n\nExpected: FVD 1. {said}\n"""\n')
         assert read_header(path).status == status
     assert [name for name, path in config_names().items() if read_header(path).status == "trained"] == [
-        "captioned_digits", "captioned_digits_full", "captioned_digits_images", "pattern_digits"]
+        "captioned_digits", "captioned_digits_full", "captioned_digits_images", "mnist_pictures", "pattern_digits"]
 
 
 def test_a_header_in_parts(tmp_path):
@@ -56,3 +57,9 @@ def test_transformers_are_trained_on_as_they_were_trained(name):
     assert experiment.data.empty == "encoded"
     if stage.network.timesteps is not None:
         assert stage.process.level_sampling == UniformTimestep()
+
+
+def test_a_config_that_is_no_python_is_refused_by_its_line(tmp_path):
+    (tmp_path / "bad.py").write_text("steps = 3\nx = (\n")
+    with refused("configs.syntax", f"{tmp_path / 'bad.py'}, line 2: ", "permitted: a Python file with get_config()"):
+        load_config(str(tmp_path / "bad.py"))

@@ -135,7 +135,11 @@ def load_module(path: Path):
     _make_importable(config_folder())
     spec = importlib.util.spec_from_file_location(f"vdm_jax_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise UserError(f"{error.filename or path}, line {error.lineno}: {error.msg}; permitted: a Python file with "
+                        "get_config()", "configs.syntax") from error
     return module
 
 
